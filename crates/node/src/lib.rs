@@ -1,1 +1,8 @@
-//! x
+//! The node: one process that routes tenants' requests to the engines of their marts, keeps every mart's replica in object
+//! storage, and speaks S3 to the engines. It never decodes a result and never opens a mart's files with DuckDB.
+//!
+//! Dependencies point one way: `cli`, `http` → `auth`, `control` → `marts` → `supervisor`, `replicator` → `stores`.
+
+pub mod clock;
+pub mod error;
+pub mod names;

@@ -1,1 +1,3 @@
-fn main(){}
+//! The `tarn` binary.
+
+fn main() {}

@@ -1,0 +1,66 @@
+//! The one place where the node reads a clock.
+//!
+//! Wall-clock time is for records that people read; it never decides what is durable or who may write.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Microseconds since the Unix epoch, now.
+pub fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A time as RFC 3339 text in UTC, for lists that people read.
+pub fn rfc3339(time_us: i64) -> String {
+    chrono::DateTime::from_timestamp_micros(time_us)
+        .map(|time| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true))
+        .unwrap_or_default()
+}
+
+/// Waits between attempts at something that keeps failing: doubling from `first` to `limit`, back to `first` after a calm spell.
+#[derive(Debug)]
+pub struct Backoff {
+    first: Duration,
+    limit: Duration,
+    next: Duration,
+    last: Option<Instant>,
+}
+
+impl Backoff {
+    /// A back-off that starts at `first` and never waits longer than `limit`.
+    pub fn new(first: Duration, limit: Duration) -> Self {
+        Self { first, limit, next: first, last: None }
+    }
+
+    /// How long to wait before the next attempt. Asked after a calm spell of ten times the limit, it starts over.
+    pub fn after_failure(&mut self) -> Duration {
+        let calm = self.last.is_some_and(|last| last.elapsed() > self.limit * 10);
+        if calm {
+            self.next = self.first;
+        }
+        self.last = Some(Instant::now());
+        let wait = self.next;
+        self.next = (self.next * 2).min(self.limit);
+        wait
+    }
+
+    /// Forgets the failures so far.
+    pub fn success(&mut self) {
+        self.next = self.first;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_doubles_to_its_limit_and_starts_over_on_success() {
+        let ms = Duration::from_millis;
+        let mut backoff = Backoff::new(ms(100), ms(300));
+        let waits: Vec<_> = (0..4).map(|_| backoff.after_failure()).collect();
+        assert_eq!(waits, [ms(100), ms(200), ms(300), ms(300)]);
+        backoff.success();
+        assert_eq!(backoff.after_failure(), ms(100));
+    }
+}
