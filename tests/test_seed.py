@@ -57,7 +57,7 @@ def test_polars_reads_the_published_file_while_the_server_runs(server):
     program = ARROW_TO_POLARS + "assert pl_df.shape == (100, 4), pl_df.shape\n"
     subprocess.run([sys.executable, "-c", program], cwd=published.parent, check=True)
     # The live mart went on meanwhile.
-    assert server.rows("SELECT count(*) FROM metrics.daily") == [[5438]]
+    assert server.rows("SELECT count(*) FROM metrics.daily") == [[5432]]
 
 
 def test_the_published_file_is_plain_and_whole_at_any_moment(server):
