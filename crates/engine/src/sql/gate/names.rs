@@ -1,0 +1,243 @@
+//! Functions and system views that a client's SQL may not name.
+//!
+//! They reach files, secrets, settings, other sessions or the checkpoint, run text as SQL, or can't be interrupted. A name counts
+//! where it is called (`f(`, quoted or not, behind any schema or dot) or where it stands as a table; a column of the same name is
+//! nobody's business.
+
+use super::{OWN_SCHEMA, Refused};
+use crate::sql::{Kind, Words, lexer::TokenKind};
+
+/// Called or selected from: never.
+const DENIED: [&str; 71] = [
+    // run text as SQL, or plan it (planning reads files)
+    "query",
+    "query_table",
+    "json_execute_serialized_sql",
+    "json_serialize_plan",
+    "sql_auto_complete",
+    "from_substrait",
+    "from_substrait_json",
+    "get_substrait",
+    "get_substrait_json",
+    // open databases and raw memory
+    "read_duckdb",
+    "duckdb_scan",
+    "seq_scan",
+    "index_scan",
+    "arrow_scan",
+    "arrow_scan_dumb",
+    "pandas_scan",
+    "python_map_function",
+    "sqlite_scan",
+    "sqlite_attach",
+    "sqlite_query",
+    "postgres_scan",
+    "postgres_scan_pushdown",
+    "postgres_attach",
+    "postgres_query",
+    "postgres_execute",
+    "mysql_query",
+    "mysql_execute",
+    "delta_scan",
+    "iceberg_scan",
+    "iceberg_metadata",
+    "iceberg_snapshots",
+    "st_read",
+    "read_xlsx",
+    "start_ui",
+    "get_block_size",
+    "load_aws_credentials",
+    "http_get",
+    "http_post",
+    // secrets, settings, paths, other sessions
+    "which_secret",
+    "getenv",
+    "pg_settings",
+    "pragma_database_list",
+    "pragma_last_profiling_output",
+    "database_list",
+    "write_log",
+    "truncate_duckdb_logs",
+    "parse_duckdb_log_message",
+    "test_all_types_internal",
+    "set_config",
+    "pg_read_file",
+    // the server owns checkpoints and maintenance
+    "checkpoint",
+    "force_checkpoint",
+    "wal_checkpoint",
+    "dbgen",
+    "dsdgen",
+    "tpch",
+    "tpcds",
+    "reload_ui",
+    "stop_ui",
+    "stop_ui_server",
+    "start_ui_server",
+    // deaf to interrupts, quadratic in time or memory
+    "levenshtein",
+    "editdist3",
+    "damerau_levenshtein",
+    "jaro_similarity",
+    "jaro_winkler_similarity",
+    "hamming",
+    "mismatches",
+    "sleep_ms",
+    "sleep",
+    "pg_sleep",
+];
+
+/// Of the `duckdb_*` and `pragma_*` functions and views only these; new ones have to be looked at first.
+const ALLOWED_INTROSPECTION: [&str; 25] = [
+    "duckdb_approx_database_count",
+    "duckdb_columns",
+    "duckdb_connection_count",
+    "duckdb_constraints",
+    "duckdb_coordinate_systems",
+    "duckdb_dependencies",
+    "duckdb_functions",
+    "duckdb_indexes",
+    "duckdb_keywords",
+    "duckdb_memory",
+    "duckdb_optimizers",
+    "duckdb_prepared_statements",
+    "duckdb_schemas",
+    "duckdb_sequences",
+    "duckdb_table_sample",
+    "duckdb_tables",
+    "duckdb_types",
+    "duckdb_variables",
+    "duckdb_views",
+    "pragma_collations",
+    "pragma_database_size",
+    "pragma_show",
+    "pragma_storage_info",
+    "pragma_table_info",
+    "pragma_version",
+];
+
+/// Settings that a query may ask for by `current_setting`.
+const READABLE_SETTINGS: [&str; 8] = [
+    "timezone",
+    "calendar",
+    "memory_limit",
+    "max_memory",
+    "threads",
+    "worker_threads",
+    "default_order",
+    "default_null_order",
+];
+
+/// Refuses the first denied name in `words`.
+pub(super) fn check(words: Words<'_>, kind: &Kind) -> Result<(), Refused> {
+    let changes = !kind.is_read();
+    for (at, token) in words.tokens.iter().enumerate() {
+        let Some(name) = token.name(words.sql) else { continue };
+        let name = name.to_ascii_lowercase();
+        if name == OWN_SCHEMA {
+            return Err(Refused::forbidden(
+                format!("the name `{OWN_SCHEMA}` belongs to the server"),
+                "choose another name",
+            ));
+        }
+        // The instance's own `:memory:` database is not part of the mart: what is written there is lost at the next restart.
+        if changes && name == "memory" && words.symbol(at + 1, b'.') && !(at > 0 && words.symbol(at - 1, b'.')) {
+            return Err(Refused::forbidden(
+                "the database `memory` is not part of the mart",
+                "leave the database out of the name",
+            ));
+        }
+        let called = words.symbol(at + 1, b'(') && !is_definition(words, at);
+        if called && name == "current_setting" && !asks_readable_setting(words, at) {
+            return Err(Refused::forbidden(
+                "`current_setting` is available for a few settings only",
+                format!("available: {}", READABLE_SETTINGS.join(", ")),
+            ));
+        }
+        let introspection = (name.starts_with("duckdb_") || name.starts_with("pragma_"))
+            && !ALLOWED_INTROSPECTION.contains(&name.as_str());
+        let switch = called && (name.starts_with("enable_") || name.starts_with("disable_"));
+        if switch || (called || is_table(words, at)) && (introspection || is_denied(&name, called)) {
+            return Err(Refused::forbidden(format!("`{name}` is not available"), ""));
+        }
+    }
+    Ok(())
+}
+
+fn is_denied(name: &str, called: bool) -> bool {
+    // As a table only the names of system views count; a mart may have a table called `query`.
+    if called {
+        DENIED.contains(&name)
+    } else {
+        matches!(name, "pg_settings" | "pragma_database_list" | "database_list")
+    }
+}
+
+/// `CREATE TABLE name (`, `INSERT INTO name (`: the bracket opens a column list.
+fn is_definition(words: Words<'_>, at: usize) -> bool {
+    at > 0 && words.is_any(at - 1, &["table", "into"])
+}
+
+/// Does the word at `at`, or the dotted name that it ends, follow a keyword that a table's name follows?
+fn is_table(words: Words<'_>, at: usize) -> bool {
+    let mut first = at;
+    while first >= 2 && words.symbol(first - 1, b'.') && words.tokens[first - 2].name(words.sql).is_some() {
+        first -= 2;
+    }
+    first > 0
+        && (words.is_any(
+            first - 1,
+            &[
+                "from",
+                "join",
+                "table",
+                "describe",
+                "desc",
+                "summarize",
+                "show",
+                "pivot",
+                "unpivot",
+                "using",
+                "lateral",
+            ],
+        ) || matches!(words.tokens[first - 1].kind, TokenKind::Symbol(b',' | b'(' | b':')))
+}
+
+fn asks_readable_setting(words: Words<'_>, at: usize) -> bool {
+    let value = words.tokens.get(at + 2).and_then(|token| token.string_value(words.sql));
+    words.symbol(at + 3, b')')
+        && value.is_some_and(|value| READABLE_SETTINGS.contains(&value.to_ascii_lowercase().as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{sql::gate::check, wire::Role};
+
+    #[test]
+    fn a_denied_function_is_found_in_every_spelling() {
+        for sql in [
+            "select * from \"Query\"('select 1')",
+            "from query /* x */ (\n'select 1')",
+            "select system.main.getenv('PATH')",
+            "select 'a'.levenshtein('b')",
+            "create macro m(x) as table from query_table(x)",
+            "insert into t from checkpoint()",
+            "select (select message from duckdb_logs)",
+            "from main.\"duckdb_logs\"",
+            "select * from t, duckdb_settings()",
+            "select 1 from x where i in (from pg_catalog.pg_settings)",
+            "describe duckdb_secrets",
+            "from enable_logging('QueryLog')",
+            "select current_setting('home_directory')",
+            "select current_setting('time' || 'zone')",
+            "from alias: duckdb_databases()",
+            "from duckdb_something_new()",
+            "select * from _tarn.keys",
+            "create table memory.main.t(i int)",
+            "insert into \"memory\".t values (1)",
+            "copy t to 's3://b/x' (filename_pattern 'x', _tarn 1)",
+        ] {
+            assert!(check(sql, Role::Writer).is_err(), "{sql} should be refused");
+        }
+    }
+}

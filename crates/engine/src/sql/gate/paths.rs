@@ -1,0 +1,373 @@
+//! File paths in SQL: where they can stand, and which are acceptable.
+//!
+//! A path stands as the first argument of a file function, behind FROM or JOIN in place of a table, in COPY, and in COPY's options
+//! that make file names. There it must be a literal `s3://bucket/key` in plain characters; everything computed is refused, because
+//! DuckDB's httpfs reads `?s3_endpoint=…` out of a path *after* it has checked the directory. Strings elsewhere are data.
+
+use super::Refused;
+use crate::sql::{
+    Words,
+    lexer::{Token, TokenKind},
+};
+
+/// Functions whose first argument is a path, a glob or a list of them.
+const FILE_FUNCTIONS: [&str; 24] = [
+    "read_parquet",
+    "parquet_scan",
+    "parquet_metadata",
+    "parquet_schema",
+    "parquet_file_metadata",
+    "parquet_kv_metadata",
+    "parquet_bloom_probe",
+    "parquet_full_metadata",
+    "read_csv",
+    "read_csv_auto",
+    "sniff_csv",
+    "read_json",
+    "read_json_auto",
+    "read_json_objects",
+    "read_json_objects_auto",
+    "read_ndjson",
+    "read_ndjson_auto",
+    "read_ndjson_objects",
+    "read_text",
+    "read_text_auto",
+    "read_blob",
+    "read_blob_auto",
+    "glob",
+    "read_file",
+];
+
+/// Refuses the first path that is not a plain literal.
+pub(super) fn check(words: Words<'_>) -> Result<(), Refused> {
+    check_file_functions(words)?;
+    check_tables(words)?;
+    check_copy(words)
+}
+
+/// Is `path` an `s3://` URL in which DuckDB and we see the same thing?
+fn check_path(path: &str) -> Result<(), Refused> {
+    let refuse = |why: &str| {
+        let shown: String = path.chars().filter(|c| !c.is_control()).take(80).collect();
+        Err(Refused::forbidden(
+            format!("the path `{shown}` is not available: {why}"),
+            "write it as 's3://bucket/path/file.parquet'; `*` and `**` are fine",
+        ))
+    };
+    let Some(rest) = path.strip_prefix("s3://") else {
+        return refuse("only `s3://` can be read and written");
+    };
+    if let Some(bad) = rest
+        .chars()
+        .find(|c| matches!(c, '?' | '%' | '\\' | '@' | '#') || c.is_control())
+    {
+        return refuse(&format!("it holds {bad:?}"));
+    }
+    let Some((bucket, key)) = rest.split_once('/') else {
+        return refuse("it names no file");
+    };
+    if bucket.is_empty()
+        || !bucket
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.'))
+        || bucket.contains("..")
+    {
+        return refuse("the bucket's name is not one");
+    }
+    if key.contains("//") || key.starts_with('/') || key.split('/').any(|segment| matches!(segment, "." | "..")) {
+        return refuse("it has an empty or dotted segment");
+    }
+    Ok(())
+}
+
+fn check_file_functions(words: Words<'_>) -> Result<(), Refused> {
+    for (at, token) in words.tokens.iter().enumerate() {
+        let Some(name) = token.name(words.sql) else { continue };
+        if !words.symbol(at + 1, b'(') || !FILE_FUNCTIONS.contains(&name.to_ascii_lowercase().as_str()) {
+            continue;
+        }
+        check_path_argument(words, at + 2, &name.to_ascii_lowercase())?;
+    }
+    Ok(())
+}
+
+/// `'path'` or `['path', …]`, then `,` or `)`.
+fn check_path_argument(words: Words<'_>, at: usize, function: &str) -> Result<(), Refused> {
+    let computed = || {
+        Refused::forbidden(
+            format!("`{function}` takes a literal path or a list of literal paths"),
+            "write the path as 's3://bucket/path/file.parquet'",
+        )
+    };
+    let literal = |at: usize| {
+        words
+            .tokens
+            .get(at)
+            .filter(|token| token.is_string())
+            .and_then(|token| token.string_value(words.sql))
+    };
+    let mut next = at;
+    if words.symbol(at, b'[') {
+        loop {
+            check_path(&literal(next + 1).ok_or_else(computed)?)?;
+            next += 2;
+            if words.symbol(next, b']') {
+                break;
+            }
+            if !words.symbol(next, b',') {
+                return Err(computed());
+            }
+        }
+    } else {
+        check_path(&literal(at).ok_or_else(computed)?)?;
+    }
+    if words.symbol(next + 1, b',') || words.symbol(next + 1, b')') {
+        Ok(())
+    } else {
+        Err(computed())
+    }
+}
+
+/// Where the walk over the tokens stands, per open bracket.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    /// In a list of tables: a string or quoted name here can be a file.
+    Tables,
+    /// Anywhere else.
+    Values,
+    /// Inside `extract(… from …)`, `trim(… from …)` and their like, where FROM starts no list of tables.
+    Keywords,
+}
+
+/// Strings, and quoted names that look like paths, that stand where a table stands.
+fn check_tables(words: Words<'_>) -> Result<(), Refused> {
+    let mut places = vec![Place::Values];
+    for (at, token) in words.tokens.iter().enumerate() {
+        let place = places.last().copied().unwrap_or(Place::Values);
+        let starts_item = starts_table(words, at, place);
+        match token.kind {
+            TokenKind::Symbol(b'(') => places.push(inside_bracket(words, at, starts_item)),
+            TokenKind::Symbol(b'[' | b'{') => places.push(Place::Values),
+            TokenKind::Symbol(b')' | b']' | b'}') if places.len() > 1 => {
+                places.pop();
+            }
+            TokenKind::Word => {
+                if let Some(last) = places.last_mut() {
+                    *last = behind_word(words, at, place);
+                }
+            }
+            _ if starts_item && token.is_string() => check_path(&token.string_value(words.sql).unwrap_or_default())?,
+            TokenKind::QuotedIdent if starts_item && !words.symbol(at + 1, b'(') => {
+                let name = token.name(words.sql).unwrap_or_default();
+                if looks_like_path(&name) {
+                    check_path(&name)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn starts_table(words: Words<'_>, at: usize, place: Place) -> bool {
+    let Some(before) = at.checked_sub(1) else { return false };
+    if words.is_any(
+        before,
+        &[
+            "join",
+            "table",
+            "describe",
+            "desc",
+            "summarize",
+            "show",
+            "pivot",
+            "unpivot",
+            "using",
+            "into",
+            "update",
+            "lateral",
+        ],
+    ) {
+        return true;
+    }
+    place == Place::Tables
+        && (words.is(before, "from") || matches!(words.tokens[before].kind, TokenKind::Symbol(b',' | b'(' | b':')))
+}
+
+/// What a bracket opens: a bracketed list of tables where a table may stand, else values (a query inside brings its own FROM).
+fn inside_bracket(words: Words<'_>, at: usize, starts_item: bool) -> Place {
+    let keyword_call = at > 0 && words.is_any(at - 1, &["extract", "substring", "trim", "overlay", "position"]);
+    match (keyword_call, starts_item) {
+        (true, _) => Place::Keywords,
+        (false, true) => Place::Tables,
+        (false, false) => Place::Values,
+    }
+}
+
+fn behind_word(words: Words<'_>, at: usize, place: Place) -> Place {
+    const ENDS: [&str; 18] = [
+        "select",
+        "where",
+        "group",
+        "having",
+        "qualify",
+        "window",
+        "order",
+        "limit",
+        "offset",
+        "set",
+        "values",
+        "returning",
+        "union",
+        "except",
+        "intersect",
+        "on",
+        "sample",
+        "tablesample",
+    ];
+    if words.is(at, "from") && place != Place::Keywords {
+        let distinct = at >= 2 && words.is(at - 1, "distinct") && words.is_any(at - 2, &["is", "not"]);
+        return if distinct { place } else { Place::Tables };
+    }
+    if words.is_any(at, &["join"]) {
+        return Place::Tables;
+    }
+    // ON does not end the list (`from a join b on …, 'file'`), so it is no end here although it reads like one.
+    if place == Place::Tables && !words.is(at, "on") && words.is_any(at, &ENDS) {
+        return Place::Values;
+    }
+    place
+}
+
+fn looks_like_path(name: &str) -> bool {
+    const SUFFIXES: [&str; 18] = [
+        ".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".parq", ".gz", ".zst", ".zstd", ".db",
+        ".duckdb", ".ddb", ".sqlite", ".arrow", ".arrows", ".xlsx",
+    ];
+    let lower = name.to_ascii_lowercase();
+    lower.contains("://")
+        || lower.contains('/')
+        || lower.contains('\\')
+        || lower.contains('*')
+        || SUFFIXES.iter().any(|suffix| lower.ends_with(suffix))
+}
+
+/// COPY's target, and the options that become part of a file's name.
+fn check_copy(words: Words<'_>) -> Result<(), Refused> {
+    let Some(copy) = copy_verb(words) else { return Ok(()) };
+    let mut at = copy + 1;
+    while at < words.tokens.len() && !words.is_any(at, &["to", "from"]) {
+        at = if words.symbol(at, b'(') {
+            words.behind_group(at)
+        } else {
+            at + 1
+        };
+    }
+    let literal = |token: Option<&Token>| {
+        token
+            .filter(|token| token.is_string())
+            .and_then(|token| token.string_value(words.sql))
+            .map(|value| value.into_owned())
+    };
+    let Some(path) = literal(words.tokens.get(at + 1)) else {
+        return Err(Refused::forbidden(
+            "COPY takes a literal path",
+            "write it as 's3://bucket/path/file.parquet'",
+        ));
+    };
+    check_path(&path)?;
+    for option in at + 2..words.tokens.len() {
+        let Some(name) = words.tokens[option]
+            .name(words.sql)
+            .map(|name| name.to_ascii_lowercase())
+        else {
+            continue;
+        };
+        if !matches!(name.as_str(), "filename_pattern" | "file_extension") {
+            continue;
+        }
+        let value = literal(
+            words
+                .tokens
+                .get(option + if words.symbol(option + 1, b'=') { 2 } else { 1 }),
+        );
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '{' | '}' | ' ');
+        if !value.is_some_and(|value| value.chars().all(plain) && !value.contains("..")) {
+            return Err(Refused::forbidden(
+                format!("COPY's `{name}` takes letters, digits, `_`, `-`, `.` and `{{i}}`, `{{uuid}}`"),
+                "",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Where COPY stands: first, or behind EXPLAIN.
+fn copy_verb(words: Words<'_>) -> Option<usize> {
+    if words.is(0, "copy") {
+        return Some(0);
+    }
+    if !words.is(0, "explain") {
+        return None;
+    }
+    let mut at = 1;
+    while words.is_any(at, &["analyze", "analyse", "verbose"]) {
+        at += 1;
+    }
+    if words.symbol(at, b'(') {
+        at = words.behind_group(at);
+    }
+    words.is(at, "copy").then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{sql::gate::check, wire::Role};
+
+    #[test]
+    fn a_computed_or_dressed_up_path_is_refused_everywhere() {
+        for sql in [
+            "from read_text('s3://b/x' || chr(63))",
+            "from read_csv(getvariable('x'))",
+            "from read_csv(['s3://b/x', y])",
+            "from read_csv(list_value('s3://b/x'))",
+            "from read_csv($1)",
+            "from read_csv(?)",
+            "from \"READ_csv\"('/etc/passwd')",
+            "from read_text(e's3://b/x\\x3fs3_endpoint=h')",
+            "from read_text($$s3://b/x?y$$)",
+            "from read_blob('s3://b/../c/x')",
+            "from read_blob('s3://b//x')",
+            "from read_blob('s3://b')",
+            "from read_blob('s3://B_/x')",
+            "from read_blob('S3://b/x')",
+            "from glob('/*')",
+            "from 's3://b/x?y'",
+            "select * from t, '/etc/passwd'",
+            "select * from (t join '/etc/passwd' on true)",
+            "from t join u on t.i = u.i, '/etc/passwd'",
+            "from x: '/etc/passwd'",
+            "from \"/etc/passwd\"",
+            "from \"a.csv\"",
+            "summarize '/etc/passwd'",
+            "describe '/x.csv'",
+            "pivot '/x.csv' on a using sum(b)",
+            "merge into t using '/x.csv' s on true when matched then delete",
+            "select 1 where exists (from '/x.csv')",
+            "select extract(year from (from '/x.csv'))",
+            "copy t to 's3://b/x?y'",
+            "copy t to 's3://b/' || 'x'",
+            "copy t to x",
+            "copy t to (getvariable('x'))",
+            "copy t from '/etc/passwd'",
+            "copy t to stdout",
+            "copy t to 's3://b/x' (filename_pattern '../{i}')",
+            "copy t to 's3://b/x' (\"FILE_EXTENSION\" 'x?y')",
+            "copy t to 's3://b/x' (filename_pattern x)",
+            "explain analyze copy t to '/x'",
+            "explain (analyze) copy t to '/x'",
+        ] {
+            assert!(check(sql, Role::Writer).is_err(), "{sql} should be refused");
+        }
+    }
+}
