@@ -99,9 +99,7 @@ fn statement<'a>(sql: &'a str, tokens: &[Token]) -> Statement<'a> {
     Statement {
         text: &sql[span.clone()],
         kind: Words { sql, tokens }.classify(),
-        first: first_word(sql, tokens)
-            .map(|word| word.to_ascii_lowercase())
-            .unwrap_or_default(),
+        first: first_word(sql, tokens).map(|word| word.to_ascii_lowercase()).unwrap_or_default(),
         tokens: tokens.to_vec(),
         span,
     }
@@ -121,10 +119,7 @@ pub(crate) struct Words<'a> {
 
 impl<'a> Words<'a> {
     pub fn from(self, at: usize) -> Words<'a> {
-        Words {
-            sql: self.sql,
-            tokens: &self.tokens[at.min(self.tokens.len())..],
-        }
+        Words { sql: self.sql, tokens: &self.tokens[at.min(self.tokens.len())..] }
     }
 
     /// Is token `at` the unquoted word `word` (lower case)?
@@ -214,9 +209,7 @@ impl<'a> Words<'a> {
             (named("nextval") || named("setval")) && self.symbol(at + 1, b'(')
                 || token.is_word(self.sql, "into")
                 || opens_group
-                    && ["insert", "delete", "merge", "truncate"]
-                        .iter()
-                        .any(|verb| token.is_word(self.sql, verb))
+                    && ["insert", "delete", "merge", "truncate"].iter().any(|verb| token.is_word(self.sql, verb))
                     && !self.ends_item(at + 1)
                 || opens_group && token.is_word(self.sql, "update") && !self.ends_item(at + 1)
         })
@@ -241,11 +234,7 @@ impl<'a> Words<'a> {
         loop {
             at += 1; // the name
             while at < self.tokens.len() && !self.is(at, "as") {
-                at = if self.symbol(at, b'(') {
-                    self.behind_group(at)
-                } else {
-                    at + 1
-                };
+                at = if self.symbol(at, b'(') { self.behind_group(at) } else { at + 1 };
             }
             at += 1;
             while self.is_any(at, &["not", "materialized"]) {
@@ -299,20 +288,13 @@ impl<'a> Words<'a> {
             if self.is(at, "from") {
                 return Kind::Write;
             }
-            at = if self.symbol(at, b'(') {
-                self.behind_group(at)
-            } else {
-                at + 1
-            };
+            at = if self.symbol(at, b'(') { self.behind_group(at) } else { at + 1 };
         }
         Kind::Other("COPY needs FROM or TO")
     }
 
     fn install(self) -> Kind {
-        let name = self
-            .tokens
-            .get(1)
-            .and_then(|token| token.name(self.sql).or_else(|| token.string_value(self.sql)));
+        let name = self.tokens.get(1).and_then(|token| token.name(self.sql).or_else(|| token.string_value(self.sql)));
         match name {
             Some(name) if self.tokens.len() == 2 => Kind::InstallLoad(name.to_ascii_lowercase()),
             _ => {
@@ -332,10 +314,7 @@ impl<'a> Words<'a> {
             at += 1;
         }
         if self.symbol(at, b'(')
-            && self.is_any(
-                at + 1,
-                &["analyze", "analyse", "format", "verbose", "costs", "timing", "summary"],
-            )
+            && self.is_any(at + 1, &["analyze", "analyse", "format", "verbose", "costs", "timing", "summary"])
         {
             let end = self.behind_group(at);
             analyze |= (at..end).any(|i| {
@@ -351,10 +330,7 @@ impl<'a> Words<'a> {
         }
         match inner.classify() {
             Kind::Other(why) => Kind::Other(why),
-            kind => Kind::Explain {
-                analyze,
-                inner: Box::new(kind),
-            },
+            kind => Kind::Explain { analyze, inner: Box::new(kind) },
         }
     }
 }
@@ -381,10 +357,7 @@ mod tests {
     fn a_span_points_at_the_statement_in_the_script() {
         let sql = "select 1; -- é\n  select 2 ;";
         let second = &split(sql).expect("splits")[1];
-        assert_eq!(
-            (&sql[second.span.clone()], second.first.as_str()),
-            ("select 2", "select")
-        );
+        assert_eq!((&sql[second.span.clone()], second.first.as_str()), ("select 2", "select"));
     }
 
     #[test]

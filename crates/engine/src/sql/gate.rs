@@ -51,32 +51,17 @@ pub struct Refused {
 
 impl Refused {
     fn forbidden(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Refused {
-            code: RefusedCode::Forbidden,
-            message: message.into(),
-            hint: hint.into(),
-            statement_index: None,
-        }
+        Refused { code: RefusedCode::Forbidden, message: message.into(), hint: hint.into(), statement_index: None }
     }
 
     fn too_large(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Refused {
-            code: RefusedCode::TooLarge,
-            message: message.into(),
-            hint: hint.into(),
-            statement_index: None,
-        }
+        Refused { code: RefusedCode::TooLarge, message: message.into(), hint: hint.into(), statement_index: None }
     }
 }
 
 impl From<SqlError> for Refused {
     fn from(error: SqlError) -> Self {
-        Refused {
-            code: RefusedCode::Invalid,
-            message: error.to_string(),
-            hint: String::new(),
-            statement_index: None,
-        }
+        Refused { code: RefusedCode::Invalid, message: error.to_string(), hint: String::new(), statement_index: None }
     }
 }
 
@@ -96,19 +81,14 @@ pub fn check(script: &str, role: Role) -> Result<Vec<Statement<'_>>, Refused> {
         ));
     }
     for (index, statement) in statements.iter().enumerate() {
-        check_statement(script, statement, role).map_err(|refused| Refused {
-            statement_index: Some(index),
-            ..refused
-        })?;
+        check_statement(script, statement, role)
+            .map_err(|refused| Refused { statement_index: Some(index), ..refused })?;
     }
     Ok(statements)
 }
 
 fn check_statement(script: &str, statement: &Statement<'_>, role: Role) -> Result<(), Refused> {
-    let words = Words {
-        sql: script,
-        tokens: &statement.tokens,
-    };
+    let words = Words { sql: script, tokens: &statement.tokens };
     check_nesting(words)?;
     check_kind(words, &statement.kind, role)?;
     names::check(words, &statement.kind)?;
@@ -124,10 +104,7 @@ fn check_nesting(words: Words<'_>) -> Result<(), Refused> {
             _ => {}
         }
         if depth > MAX_NESTING {
-            return Err(Refused::too_large(
-                format!("brackets nest deeper than {MAX_NESTING}"),
-                "",
-            ));
+            return Err(Refused::too_large(format!("brackets nest deeper than {MAX_NESTING}"), ""));
         }
     }
     Ok(())
@@ -149,14 +126,10 @@ fn check_kind(words: Words<'_>, kind: &Kind, role: Role) -> Result<(), Refused> 
             format!("available: {}", LOADED_EXTENSIONS.join(", ")),
         )),
         Kind::Vacuum if role == Role::Admin => Ok(()),
-        Kind::Vacuum => Err(Refused::forbidden(
-            "VACUUM needs the role `admin`",
-            "an admin runs `tarn vacuum`",
-        )),
-        Kind::Checkpoint => Err(Refused::forbidden(
-            "CHECKPOINT is not available",
-            "the server decides when to checkpoint",
-        )),
+        Kind::Vacuum => Err(Refused::forbidden("VACUUM needs the role `admin`", "an admin runs `tarn vacuum`")),
+        Kind::Checkpoint => {
+            Err(Refused::forbidden("CHECKPOINT is not available", "the server decides when to checkpoint"))
+        }
         Kind::Session => Err(Refused::forbidden(
             "SET, RESET and USE are not available",
             "write names with their schema; settings belong to the server",
@@ -172,59 +145,27 @@ fn check_kind(words: Words<'_>, kind: &Kind, role: Role) -> Result<(), Refused> 
 
 /// The words from the DDL verb behind EXPLAIN on.
 fn explained(words: Words<'_>) -> Words<'_> {
-    let at = (0..words.tokens.len())
-        .find(|&at| words.is_any(at, &["create", "drop", "alter", "comment"]))
-        .unwrap_or(0);
+    let at = (0..words.tokens.len()).find(|&at| words.is_any(at, &["create", "drop", "alter", "comment"])).unwrap_or(0);
     words.from(at)
 }
 
 /// What CREATE, DROP, ALTER and COMMENT ON may be about: parts of the mart, never secrets, databases or settings.
 fn check_ddl(words: Words<'_>) -> Result<(), Refused> {
-    const OBJECTS: [&str; 10] = [
-        "table",
-        "view",
-        "schema",
-        "sequence",
-        "type",
-        "macro",
-        "function",
-        "index",
-        "column",
-        "recursive",
-    ];
+    const OBJECTS: [&str; 10] =
+        ["table", "view", "schema", "sequence", "type", "macro", "function", "index", "column", "recursive"];
     let mut at = 1;
     loop {
         if words.is_any(at, &OBJECTS) {
             // CREATE MACRO TABLE and the like are fine: the first noun decides.
             return Ok(());
         }
-        if words.is_any(
-            at,
-            &[
-                "or",
-                "replace",
-                "temp",
-                "temporary",
-                "local",
-                "global",
-                "unique",
-                "unlogged",
-                "on",
-            ],
-        ) {
+        if words.is_any(at, &["or", "replace", "temp", "temporary", "local", "global", "unique", "unlogged", "on"]) {
             at += 1;
             continue;
         }
-        let what = words
-            .tokens
-            .get(at)
-            .map(|token| token.text(words.sql).to_ascii_uppercase())
-            .unwrap_or_default();
+        let what = words.tokens.get(at).map(|token| token.text(words.sql).to_ascii_uppercase()).unwrap_or_default();
         return Err(Refused::forbidden(
-            format!(
-                "{} `{what}` is not available",
-                words.tokens[0].text(words.sql).to_ascii_uppercase()
-            ),
+            format!("{} `{what}` is not available", words.tokens[0].text(words.sql).to_ascii_uppercase()),
             "tables, views, schemas, sequences, types, macros and indexes are",
         ));
     }
@@ -264,11 +205,7 @@ mod tests {
             "select checkpoint from query where levenshtein = 1",
             "select t.a from \"my table\" t, t2 \"b\" join \"x.y\" using (i)",
         ] {
-            assert!(
-                check(sql, Role::Writer).is_ok(),
-                "{sql}: {:?}",
-                check(sql, Role::Writer)
-            );
+            assert!(check(sql, Role::Writer).is_ok(), "{sql}: {:?}", check(sql, Role::Writer));
         }
     }
 
@@ -276,10 +213,7 @@ mod tests {
     fn limits_are_limits() {
         let long = format!("select '{}'", "x".repeat(MAX_SQL_BYTES));
         assert_eq!(refused(&long, Role::Admin), RefusedCode::TooLarge);
-        assert_eq!(
-            refused(&format!("select {}1", "1+".repeat(MAX_TOKENS / 2)), Role::Admin),
-            RefusedCode::TooLarge
-        );
+        assert_eq!(refused(&format!("select {}1", "1+".repeat(MAX_TOKENS / 2)), Role::Admin), RefusedCode::TooLarge);
         assert_eq!(
             refused(&format!("select {}1{}", "(".repeat(151), ")".repeat(151)), Role::Admin),
             RefusedCode::TooLarge
@@ -290,10 +224,7 @@ mod tests {
     #[test]
     fn a_malformed_text_is_invalid_and_names_its_place() {
         let error = check("select 1; select 'x", Role::Writer).expect_err("unterminated");
-        assert_eq!(
-            (error.code, error.message.as_str()),
-            (RefusedCode::Invalid, "unterminated string (at byte 17)")
-        );
+        assert_eq!((error.code, error.message.as_str()), (RefusedCode::Invalid, "unterminated string (at byte 17)"));
     }
 
     #[test]
@@ -338,11 +269,6 @@ mod tests {
 
     #[test]
     fn a_refusal_says_which_statement() {
-        assert_eq!(
-            check("select 1; select 2; checkpoint", Role::Admin)
-                .expect_err("refused")
-                .statement_index,
-            Some(2)
-        );
+        assert_eq!(check("select 1; select 2; checkpoint", Role::Admin).expect_err("refused").statement_index, Some(2));
     }
 }

@@ -56,10 +56,7 @@ impl Token {
 
     /// Is this a string of any spelling?
     pub fn is_string(&self) -> bool {
-        matches!(
-            self.kind,
-            TokenKind::String | TokenKind::EscapeString | TokenKind::DollarString
-        )
+        matches!(self.kind, TokenKind::String | TokenKind::EscapeString | TokenKind::DollarString)
     }
 
     /// The name that an identifier token stands for: unquoted, in the case it was written in. `None` for other tokens.
@@ -98,20 +95,13 @@ pub struct SqlError {
 
 impl SqlError {
     fn new(message: &str, offset: usize) -> Self {
-        SqlError {
-            message: message.to_owned(),
-            offset,
-        }
+        SqlError { message: message.to_owned(), offset }
     }
 }
 
 /// Cuts `sql` into tokens.
 pub fn lex(sql: &str) -> Result<Vec<Token>, SqlError> {
-    let mut lexer = Lexer {
-        sql: sql.as_bytes(),
-        text: sql,
-        at: 0,
-    };
+    let mut lexer = Lexer { sql: sql.as_bytes(), text: sql, at: 0 };
     let mut tokens: Vec<Token> = Vec::with_capacity(sql.len() / 5 + 4);
     loop {
         let newline = lexer.skip_space()?;
@@ -119,20 +109,14 @@ pub fn lex(sql: &str) -> Result<Vec<Token>, SqlError> {
         let Some(kind) = lexer.token()? else { return Ok(tokens) };
         if newline
             && kind == TokenKind::String
-            && tokens
-                .last()
-                .is_some_and(|t| matches!(t.kind, TokenKind::String | TokenKind::EscapeString))
+            && tokens.last().is_some_and(|t| matches!(t.kind, TokenKind::String | TokenKind::EscapeString))
         {
             return Err(SqlError::new(
                 "a string continued on the next line is not supported; join the parts with `||`",
                 start,
             ));
         }
-        tokens.push(Token {
-            kind,
-            start,
-            end: lexer.at,
-        });
+        tokens.push(Token { kind, start, end: lexer.at });
     }
 }
 
@@ -259,11 +243,7 @@ impl Lexer<'_> {
                 byte if byte == quote && self.peek(1) == quote => self.at += 2,
                 byte if byte == quote => {
                     self.at += 1;
-                    return Ok(if quote == b'"' {
-                        TokenKind::QuotedIdent
-                    } else {
-                        TokenKind::String
-                    });
+                    return Ok(if quote == b'"' { TokenKind::QuotedIdent } else { TokenKind::String });
                 }
                 _ => self.at += 1,
             }
@@ -421,9 +401,7 @@ fn unescape_one(bytes: &[u8], at: usize, out: &mut Vec<u8>) -> Option<usize> {
         let end = (from..bytes.len().min(from + most))
             .find(|&i| !(bytes[i] as char).is_digit(radix))
             .unwrap_or(bytes.len().min(from + most));
-        let value = bytes[from..end]
-            .iter()
-            .fold(0u32, |v, &b| v * radix + (b as char).to_digit(radix).unwrap_or(0));
+        let value = bytes[from..end].iter().fold(0u32, |v, &b| v * radix + (b as char).to_digit(radix).unwrap_or(0));
         (end, value)
     };
     let letter = *bytes.get(at)?;
@@ -480,10 +458,7 @@ mod tests {
     }
 
     fn value(sql: &str) -> String {
-        lex(sql).expect("lexes")[0]
-            .string_value(sql)
-            .expect("is a string")
-            .into_owned()
+        lex(sql).expect("lexes")[0].string_value(sql).expect("is a string").into_owned()
     }
 
     #[test]
@@ -543,9 +518,6 @@ mod tests {
 
     #[test]
     fn unicode_spaces_separate_words() {
-        assert_eq!(
-            texts("select\u{a0}1\u{3000}\u{feff}as\u{2003}x"),
-            ["select", "1", "as", "x"]
-        );
+        assert_eq!(texts("select\u{a0}1\u{3000}\u{feff}as\u{2003}x"), ["select", "1", "as", "x"]);
     }
 }

@@ -187,19 +187,7 @@ fn is_table(words: Words<'_>, at: usize) -> bool {
     first > 0
         && (words.is_any(
             first - 1,
-            &[
-                "from",
-                "join",
-                "table",
-                "describe",
-                "desc",
-                "summarize",
-                "show",
-                "pivot",
-                "unpivot",
-                "using",
-                "lateral",
-            ],
+            &["from", "join", "table", "describe", "desc", "summarize", "show", "pivot", "unpivot", "using", "lateral"],
         ) || matches!(words.tokens[first - 1].kind, TokenKind::Symbol(b',' | b'(' | b':')))
 }
 

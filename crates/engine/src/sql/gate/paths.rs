@@ -57,19 +57,14 @@ fn check_path(path: &str) -> Result<(), Refused> {
     let Some(rest) = path.strip_prefix("s3://") else {
         return refuse("only `s3://` can be read and written");
     };
-    if let Some(bad) = rest
-        .chars()
-        .find(|c| matches!(c, '?' | '%' | '\\' | '@' | '#') || c.is_control())
-    {
+    if let Some(bad) = rest.chars().find(|c| matches!(c, '?' | '%' | '\\' | '@' | '#') || c.is_control()) {
         return refuse(&format!("it holds {bad:?}"));
     }
     let Some((bucket, key)) = rest.split_once('/') else {
         return refuse("it names no file");
     };
     if bucket.is_empty()
-        || !bucket
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.'))
+        || !bucket.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.'))
         || bucket.contains("..")
     {
         return refuse("the bucket's name is not one");
@@ -100,11 +95,7 @@ fn check_path_argument(words: Words<'_>, at: usize, function: &str) -> Result<()
         )
     };
     let literal = |at: usize| {
-        words
-            .tokens
-            .get(at)
-            .filter(|token| token.is_string())
-            .and_then(|token| token.string_value(words.sql))
+        words.tokens.get(at).filter(|token| token.is_string()).and_then(|token| token.string_value(words.sql))
     };
     let mut next = at;
     if words.symbol(at, b'[') {
@@ -121,11 +112,7 @@ fn check_path_argument(words: Words<'_>, at: usize, function: &str) -> Result<()
     } else {
         check_path(&literal(at).ok_or_else(computed)?)?;
     }
-    if words.symbol(next + 1, b',') || words.symbol(next + 1, b')') {
-        Ok(())
-    } else {
-        Err(computed())
-    }
+    if words.symbol(next + 1, b',') || words.symbol(next + 1, b')') { Ok(()) } else { Err(computed()) }
 }
 
 /// Where the walk over the tokens stands, per open bracket.
@@ -205,7 +192,7 @@ fn inside_bracket(words: Words<'_>, at: usize, starts_item: bool) -> Place {
 }
 
 fn behind_word(words: Words<'_>, at: usize, place: Place) -> Place {
-    const ENDS: [&str; 18] = [
+    const ENDS: [&str; 17] = [
         "select",
         "where",
         "group",
@@ -221,7 +208,6 @@ fn behind_word(words: Words<'_>, at: usize, place: Place) -> Place {
         "union",
         "except",
         "intersect",
-        "on",
         "sample",
         "tablesample",
     ];
@@ -229,11 +215,11 @@ fn behind_word(words: Words<'_>, at: usize, place: Place) -> Place {
         let distinct = at >= 2 && words.is(at - 1, "distinct") && words.is_any(at - 2, &["is", "not"]);
         return if distinct { place } else { Place::Tables };
     }
-    if words.is_any(at, &["join"]) {
+    if words.is(at, "join") {
         return Place::Tables;
     }
-    // ON does not end the list (`from a join b on …, 'file'`), so it is no end here although it reads like one.
-    if place == Place::Tables && !words.is(at, "on") && words.is_any(at, &ENDS) {
+    // ON is no end: in `from a join b on …, 'file'` the list goes on.
+    if place == Place::Tables && words.is_any(at, &ENDS) {
         return Place::Values;
     }
     place
@@ -257,11 +243,7 @@ fn check_copy(words: Words<'_>) -> Result<(), Refused> {
     let Some(copy) = copy_verb(words) else { return Ok(()) };
     let mut at = copy + 1;
     while at < words.tokens.len() && !words.is_any(at, &["to", "from"]) {
-        at = if words.symbol(at, b'(') {
-            words.behind_group(at)
-        } else {
-            at + 1
-        };
+        at = if words.symbol(at, b'(') { words.behind_group(at) } else { at + 1 };
     }
     let literal = |token: Option<&Token>| {
         token
@@ -270,27 +252,22 @@ fn check_copy(words: Words<'_>) -> Result<(), Refused> {
             .map(|value| value.into_owned())
     };
     let Some(path) = literal(words.tokens.get(at + 1)) else {
-        return Err(Refused::forbidden(
-            "COPY takes a literal path",
-            "write it as 's3://bucket/path/file.parquet'",
-        ));
+        return Err(Refused::forbidden("COPY takes a literal path", "write it as 's3://bucket/path/file.parquet'"));
     };
+    let ends =
+        words.tokens.get(at + 2).is_none_or(|next| matches!(next.kind, TokenKind::Word | TokenKind::Symbol(b'(')));
+    if !ends {
+        return Err(Refused::forbidden("COPY takes a literal path", "write it as 's3://bucket/path/file.parquet'"));
+    }
     check_path(&path)?;
     for option in at + 2..words.tokens.len() {
-        let Some(name) = words.tokens[option]
-            .name(words.sql)
-            .map(|name| name.to_ascii_lowercase())
-        else {
+        let Some(name) = words.tokens[option].name(words.sql).map(|name| name.to_ascii_lowercase()) else {
             continue;
         };
         if !matches!(name.as_str(), "filename_pattern" | "file_extension") {
             continue;
         }
-        let value = literal(
-            words
-                .tokens
-                .get(option + if words.symbol(option + 1, b'=') { 2 } else { 1 }),
-        );
+        let value = literal(words.tokens.get(option + if words.symbol(option + 1, b'=') { 2 } else { 1 }));
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '{' | '}' | ' ');
         if !value.is_some_and(|value| value.chars().all(plain) && !value.contains("..")) {
             return Err(Refused::forbidden(
