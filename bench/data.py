@@ -1,0 +1,29 @@
+"""TPC-H's lineitem at scale factor 1, made once into `vendor/data/`: as Parquet for the server, as a database file for DuckDB in-process."""
+
+from pathlib import Path
+
+import duckdb
+
+ROOT = Path(__file__).resolve().parent.parent
+DIRECTORY = ROOT / "vendor" / "data" / "tpch-sf1"
+PARQUET = DIRECTORY / "lineitem.parquet"
+DATABASE = DIRECTORY / "lineitem.duckdb"
+ROWS = 6_001_215
+
+
+def make():
+    """Some 40 seconds the first time, nothing afterwards."""
+    if PARQUET.exists() and DATABASE.exists():
+        return
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    fresh = DIRECTORY / "fresh.duckdb"
+    fresh.unlink(missing_ok=True)
+    with duckdb.connect(str(fresh)) as con:
+        con.execute(f"LOAD '{ROOT}/vendor/duckdb/ext/tpch.duckdb_extension'")
+        con.execute("CALL dbgen(sf = 1)")
+        for (table,) in con.execute("SELECT table_name FROM duckdb_tables() WHERE table_name <> 'lineitem'").fetchall():
+            con.execute(f"DROP TABLE {table}")
+        assert con.execute("SELECT count(*) FROM lineitem").fetchone() == (ROWS,)
+        con.execute(f"COPY lineitem TO '{DIRECTORY}/fresh.parquet' (FORMAT parquet)")
+    (DIRECTORY / "fresh.parquet").replace(PARQUET)
+    fresh.replace(DATABASE)
