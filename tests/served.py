@@ -39,6 +39,7 @@ class Server:
         self.token = uuid.uuid4().hex + uuid.uuid4().hex
         self.environment = dict(environment)
         self.arguments = list(arguments) or ["--store", f"file:{self.objects}"]
+        self.weed = None
         self.process = None
         self.address = None
 
@@ -54,7 +55,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env={**kept, "TARN_ADMIN_TOKEN": self.token, **self.environment},
+                env={**kept, **({"TARN_ADMIN_TOKEN": self.token} if self.token else {}), **self.environment},
             )
         self.address = self._wait_for("address", lambda: (self.state / "address").read_text().strip())
         self._wait_for("readiness", lambda: urllib.request.urlopen(f"http://{self.address}/readyz", timeout=5).status)
@@ -109,7 +110,12 @@ class Server:
         return self.query(sql, **options)["rows"]
 
     def put_tour_data(self, bucket="sm-default-processed"):
-        shutil.copytree(DATA, self.objects / bucket, dirs_exist_ok=True)
+        """Straight into the store: files of a directory, or objects of the S3 server."""
+        if self.weed is None:
+            shutil.copytree(DATA, self.objects / bucket, dirs_exist_ok=True)
+            return
+        for path in filter(Path.is_file, DATA.rglob("*")):
+            self.weed.client().upload_file(str(path), bucket, str(path.relative_to(DATA)))
 
 
 def free_port():

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import duckdb
 
+from served import DATA
+
 JOIN_OVER_BUCKETS = """\
 INSTALL httpfs; LOAD httpfs;
 SELECT a.id, m.metric, m.value
@@ -35,11 +37,10 @@ FROM read_parquet('s3://sm-default-processed/flights/*.parquet') GROUP BY ALL;
 """
 
 
-def expected_join(server):
+def expected_join():
     """The same join by DuckDB alone, over the files themselves."""
-    bucket = server.objects / "sm-default-processed"
     return duckdb.sql(
-        f"""SELECT a.id, m.metric, m.value FROM '{bucket}/metrics/*.parquet' m JOIN '{bucket}/knowledge/*.json' a ON a.id = m.asset_id
+        f"""SELECT a.id, m.metric, m.value FROM '{DATA}/metrics/*.parquet' m JOIN '{DATA}/knowledge/*.json' a ON a.id = m.asset_id
             WHERE m.metric = 'engagement_score'"""
     ).fetchall()
 
@@ -47,7 +48,7 @@ def expected_join(server):
 def test_metrics_join_knowledge_over_s3_urls(server):
     answer = server.query(JOIN_OVER_BUCKETS)
     assert [column["name"] for column in answer["columns"]] == ["id", "metric", "value"]
-    assert sorted(map(tuple, answer["rows"])) == sorted(expected_join(server))
+    assert sorted(map(tuple, answer["rows"])) == sorted(expected_join())
     assert answer["row_count"] == len(answer["rows"]) > 100
 
 
