@@ -1,0 +1,166 @@
+//! The gateway: S3 on loopback, the only way from an engine to `s3://`.
+//!
+//! Engines speak S3 to it with keys made for one spawn; it speaks to the buckets through [`crate::stores`], with credentials
+//! that engines never see. It decides who may do what where, counts bytes, and hides the replica's objects. It does not
+//! parse SQL, and it is no general proxy: an engine whose `http_proxy` it is reaches its own buckets and nothing else.
+//!
+//! A request passes [`edge`] (is this plain S3 for us?), the signature check, [`grants`] (whose spawn is it, may it do that?)
+//! and ends in [`objects`], [`listing`] or [`uploads`].
+//!
+//! **Invariants:** every decision is made on the decoded key; nothing of a refused request reaches a store; an answer names
+//! no bucket, path, endpoint or key that the request did not name itself.
+
+mod body;
+mod edge;
+mod errors;
+mod grants;
+mod listing;
+mod objects;
+mod policy;
+mod traffic;
+mod uploads;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use s3s::service::{S3Service, S3ServiceBuilder};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use grants::Grant;
+pub use traffic::{Bytes as TrafficBytes, Direction};
+
+use crate::names::{Mart, Tenant};
+use crate::stores::{BucketStores, StoreError};
+
+/// The region that engines sign for. The gateway has no regions; the signature wants one.
+pub const REGION: &str = "us-east-1";
+/// Connections served at once; DuckDB opens one per thread and file.
+const MAX_CONNECTIONS: usize = 4096;
+/// A client has this long to send a request's head.
+const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A running gateway. Dropping it stops it at once; [`Gateway::shutdown`] lets answers end first.
+pub struct Gateway {
+    addr: SocketAddr,
+    grants: Arc<grants::Grants>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Gateway {
+    /// Listens on a free port of the loopback address.
+    pub async fn start(stores: Arc<BucketStores>) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let addr = listener.local_addr()?;
+        let tasks = TaskTracker::new();
+        let grants = Arc::new(grants::Grants::new(stores, tasks.clone()));
+        let mut builder = S3ServiceBuilder::new(objects::Objects);
+        builder.set_auth(grants::Auth(grants.clone()));
+        builder.set_access(grants::Auth(grants.clone()));
+        let gateway = Self {
+            addr,
+            grants,
+            stop: CancellationToken::new(),
+            tasks,
+        };
+        gateway.tasks.spawn(accept(listener, addr, builder.build(), gateway.stop.clone(), gateway.tasks.clone()));
+        Ok(gateway)
+    }
+
+    /// Where engines reach it: their S3 endpoint and their `http_proxy`.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Keys for one spawn of a mart's engine, good until the grant is dropped.
+    pub fn grant(&self, tenant: &Tenant, mart: &Mart) -> Result<Grant, StoreError> {
+        self.grants.issue(tenant, mart)
+    }
+
+    /// Bytes that passed, per tenant and direction, since the start.
+    pub fn traffic(&self) -> Vec<TrafficBytes> {
+        self.grants.traffic()
+    }
+
+    /// Takes no more requests, lets those under way end, and returns when all have.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn accept(listener: TcpListener, addr: SocketAddr, s3: S3Service, stop: CancellationToken, tasks: TaskTracker) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: wait for some to come back rather than spin.
+                tracing::warn!(%error, "the gateway can't accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (s3, stop) = (s3.clone(), stop.clone());
+        tasks.spawn(async move {
+            serve(stream, addr, s3, stop).await;
+            drop(place);
+        });
+    }
+}
+
+async fn serve(stream: TcpStream, addr: SocketAddr, s3: S3Service, stop: CancellationToken) {
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let s3 = s3.clone();
+        async move { Ok::<_, Infallible>(answer(request, addr, s3).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a gateway connection broke");
+    }
+}
+
+async fn answer(request: http::Request<hyper::body::Incoming>, addr: SocketAddr, s3: S3Service) -> s3s::HttpResponse {
+    if let Err(refused) = edge::admit(&request, addr) {
+        tracing::debug!(method = %request.method(), reason = refused.reason(), "the gateway refused a request");
+        return refused.answer();
+    }
+    let request = request.map(s3s::Body::from);
+    s3.call(request).await.unwrap_or_else(|error| {
+        tracing::warn!(?error, "the gateway failed to answer");
+        errors::failed()
+    })
+}
