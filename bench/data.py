@@ -19,6 +19,7 @@ def make():
     fresh = DIRECTORY / "fresh.duckdb"
     fresh.unlink(missing_ok=True)
     with duckdb.connect(str(fresh)) as con:
+        con.execute("SET enable_progress_bar = false")
         con.execute(f"LOAD '{ROOT}/vendor/duckdb/ext/tpch.duckdb_extension'")
         con.execute("CALL dbgen(sf = 1)")
         for (table,) in con.execute("SELECT table_name FROM duckdb_tables() WHERE table_name <> 'lineitem'").fetchall():
