@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use object_store::memory::InMemory;
 
 pub use bucket::{Bucket, BucketName, BucketTemplates, TenantBuckets};
-pub use listing::{Entry, Listing, Page};
+pub use listing::{Entry, Listing, Page, Start};
 pub use s3::S3Config;
 
 use crate::names::Tenant;
@@ -32,7 +32,7 @@ pub enum StoreConfig {
     File(PathBuf),
     /// Buckets of an S3 service.
     S3(S3Config),
-    /// Buckets in this process's memory, gone with it: for tests and trials.
+    /// Buckets in this process's memory, gone with it: for tests. Uploads in parts want their parts in order there.
     Memory,
 }
 

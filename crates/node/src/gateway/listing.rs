@@ -13,7 +13,7 @@ use s3s::{S3Error, S3ErrorCode, S3Result};
 use super::errors;
 use super::grants::Session;
 use super::objects::etag;
-use crate::stores::{Entry, Listing, Page};
+use crate::stores::{Entry, Listing, Page, Start};
 
 /// S3's limit and default.
 const MAX_KEYS: usize = 1000;
@@ -34,18 +34,20 @@ pub(super) async fn list(session: &Session, input: ListObjectsV2Input) -> S3Resu
         Some(_) => return Err(S3Error::with_message(S3ErrorCode::InvalidArgument, "the only encoding type is `url`")),
     };
     let limit = input.max_keys.map_or(MAX_KEYS, |keys| usize::try_from(keys).unwrap_or(0).min(MAX_KEYS));
-    let after = match &input.continuation_token {
-        Some(token) => Some(open_token(token)?),
-        None => input.start_after.clone().filter(|after| !after.is_empty()),
+    let token = input.continuation_token.as_deref().map(open_token).transpose()?;
+    let start = match (&token, input.start_after.as_deref()) {
+        (Some(token), _) => Start::Token(token),
+        (None, None | Some("")) => Start::First,
+        (None, Some(key)) => Start::After(key),
     };
     let page = if limit == 0 {
-        Page { entries: Vec::new(), more: false }
+        Page { entries: Vec::new(), next: None }
     } else {
         let bucket = session.bucket(&input.bucket).await?;
         let listing = Listing {
             prefix: &prefix,
             fold,
-            after: after.as_deref(),
+            start,
             limit,
             visible: &|key| session.policy.visible(&input.bucket, key),
         };
@@ -56,8 +58,7 @@ pub(super) async fn list(session: &Session, input: ListObjectsV2Input) -> S3Resu
 
 fn answer(input: ListObjectsV2Input, page: Page, limit: usize, encode: bool) -> ListObjectsV2Output {
     let write = |text: &str| if encode { percent_encoded(text) } else { text.to_owned() };
-    let next = page.more.then(|| page.entries.last()).flatten();
-    let next_continuation_token = next.map(|(text, _)| URL_SAFE_NO_PAD.encode(text));
+    let next_continuation_token = page.next.map(|token| URL_SAFE_NO_PAD.encode(token));
     let key_count = i32::try_from(page.entries.len()).ok();
     let (mut contents, mut folded) = (Vec::new(), Vec::new());
     for (text, entry) in page.entries {
@@ -82,7 +83,7 @@ fn answer(input: ListObjectsV2Input, page: Page, limit: usize, encode: bool) -> 
         continuation_token: input.continuation_token,
         max_keys: i32::try_from(limit).ok(),
         key_count,
-        is_truncated: Some(page.more),
+        is_truncated: Some(next_continuation_token.is_some()),
         next_continuation_token,
         contents: Some(contents),
         common_prefixes: Some(folded),

@@ -7,12 +7,11 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
-use tokio::time::Instant;
 
 /// Credentials are replaced when less than this is left of them, or a quarter of their life if that is shorter.
 const MARGIN: Duration = Duration::from_secs(300);
@@ -50,6 +49,33 @@ impl<I: Issuer> Refreshing<I> {
         }
     }
 
+    /// The credentials to use at that moment.
+    async fn at(&self, now: Instant) -> object_store::Result<Arc<AwsCredential>> {
+        if let Some(held) = self.held().filter(|held| now < held.renew) {
+            return Ok(held.credential);
+        }
+        let _only_one = self.asking.lock().await;
+        let held = self.held();
+        if let Some(held) = held.as_ref().filter(|held| now < held.renew) {
+            return Ok(held.credential.clone());
+        }
+        match (self.issuer.issue().await, held) {
+            (Ok((credential, life)), _) => {
+                let credential = Arc::new(credential);
+                let renew = now + life.saturating_sub(MARGIN.min(life / 4));
+                self.hold(Held { credential: credential.clone(), renew, expires: now + life });
+                Ok(credential)
+            }
+            (Err(error), Some(held)) if now < held.expires => {
+                tracing::warn!(error = %error, "temporary credentials could not be renewed; those held still work");
+                let renew = (now + RETRY_AFTER).min(held.expires);
+                self.hold(Held { renew, ..held.clone() });
+                Ok(held.credential)
+            }
+            (Err(source), _) => Err(object_store::Error::Generic { store: "credentials", source }),
+        }
+    }
+
     fn held(&self) -> Option<Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -64,33 +90,7 @@ impl<I: Issuer> CredentialProvider for Refreshing<I> {
     type Credential = AwsCredential;
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        if let Some(held) = self.held().filter(|held| Instant::now() < held.renew) {
-            return Ok(held.credential);
-        }
-        let _only_one = self.asking.lock().await;
-        let held = self.held();
-        if let Some(held) = held.as_ref().filter(|held| Instant::now() < held.renew) {
-            return Ok(held.credential.clone());
-        }
-        let asked = Instant::now();
-        match (self.issuer.issue().await, held) {
-            (Ok((credential, life)), _) => {
-                let credential = Arc::new(credential);
-                self.hold(Held {
-                    credential: credential.clone(),
-                    renew: asked + life.saturating_sub(MARGIN.min(life / 4)),
-                    expires: asked + life,
-                });
-                Ok(credential)
-            }
-            (Err(error), Some(held)) if Instant::now() < held.expires => {
-                tracing::warn!(error = %error, "temporary credentials could not be renewed; those held still work");
-                let renew = (Instant::now() + RETRY_AFTER).min(held.expires);
-                self.hold(Held { renew, ..held.clone() });
-                Ok(held.credential)
-            }
-            (Err(source), _) => Err(object_store::Error::Generic { store: "credentials", source }),
-        }
+        self.at(Instant::now()).await
     }
 }
 
@@ -124,40 +124,40 @@ mod tests {
         }
     }
 
-    async fn key(provider: &Refreshing<Arc<Counting>>) -> Option<String> {
-        provider.get_credential().await.ok().map(|c| c.key_id.clone())
+    async fn key(provider: &Refreshing<Arc<Counting>>, now: Instant) -> Option<String> {
+        provider.at(now).await.ok().map(|c| c.key_id.clone())
     }
 
-    #[tokio::test(start_paused = true)]
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[tokio::test]
     async fn credentials_are_renewed_before_they_expire_and_not_sooner() {
-        let provider = Refreshing::new(Arc::new(Counting::default()));
-        assert_eq!(key(&provider).await.as_deref(), Some("key-1"));
-        tokio::time::advance(Duration::from_secs(3600 - 301)).await;
-        assert_eq!(key(&provider).await.as_deref(), Some("key-1"));
-        tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(key(&provider).await.as_deref(), Some("key-2"));
+        let (provider, start) = (Refreshing::new(Arc::new(Counting::default())), Instant::now());
+        assert_eq!(key(&provider, start).await.as_deref(), Some("key-1"));
+        assert_eq!(key(&provider, start + seconds(3299)).await.as_deref(), Some("key-1"));
+        assert_eq!(key(&provider, start + seconds(3300)).await.as_deref(), Some("key-2"));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn many_requests_at_once_ask_the_issuer_once() {
         let issuer = Arc::new(Counting::default());
-        let provider = Refreshing::new(issuer.clone());
-        let all = futures::future::join_all((0..50).map(|_| key(&provider))).await;
+        let (provider, start) = (Refreshing::new(issuer.clone()), Instant::now());
+        let all = futures::future::join_all((0..50).map(|_| key(&provider, start))).await;
         assert!(all.iter().all(|k| k.as_deref() == Some("key-1")));
         assert_eq!(issuer.issued.load(Ordering::SeqCst), 1);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_issuer_that_is_away_hurts_only_once_the_old_credentials_have_expired() {
         let issuer = Arc::new(Counting::default());
-        let provider = Refreshing::new(issuer.clone());
-        key(&provider).await;
+        let (provider, start) = (Refreshing::new(issuer.clone()), Instant::now());
+        key(&provider, start).await;
         issuer.down.store(true, Ordering::SeqCst);
-        tokio::time::advance(Duration::from_secs(3500)).await;
-        assert_eq!(key(&provider).await.as_deref(), Some("key-1"));
-        tokio::time::advance(Duration::from_secs(101)).await;
-        assert_eq!(key(&provider).await, None);
+        assert_eq!(key(&provider, start + seconds(3500)).await.as_deref(), Some("key-1"));
+        assert_eq!(key(&provider, start + seconds(3600)).await, None);
         issuer.down.store(false, Ordering::SeqCst);
-        assert_eq!(key(&provider).await.as_deref(), Some("key-2"));
+        assert_eq!(key(&provider, start + seconds(3600)).await.as_deref(), Some("key-2"));
     }
 }

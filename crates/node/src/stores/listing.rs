@@ -1,10 +1,11 @@
-//! Listing a bucket the way S3 does: by any prefix, in key order, page by page, with what lies beyond a `/` folded up.
+//! Listing a bucket the way S3 does: by any prefix, page by page, with what lies beyond a `/` folded up.
 //!
 //! S3 does this itself; other stores only walk directories, so their entries are gathered, sorted and cut here. Pages are
-//! stateless: a page starts after a key, and nothing is remembered between two of them.
+//! stateless: what comes next is in the token. Within a page entries are in key order; between pages they are in the
+//! store's, which with SeaweedFS is that of a directory tree (`m/1` before `m-1`).
 //!
-//! **Invariant:** a page never names a key that its `visible` refuses, neither as an object nor as a folded prefix, and an
-//! empty page means that nothing follows.
+//! **Invariant:** a page never names a key that its `visible` refuses, neither as an object nor as a folded prefix, and a page
+//! without entries is the last.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, Result};
+use object_store::{ListResult, ObjectMeta, ObjectStore, Result};
 
 use super::Bucket;
 
@@ -28,20 +29,31 @@ pub struct Listing<'a> {
     pub prefix: &'a str,
     /// Fold keys that have another `/` after the prefix.
     pub fold: bool,
-    /// Only entries that sort after this one.
-    pub after: Option<&'a str>,
+    /// Where to start.
+    pub start: Start<'a>,
     /// At most so many entries.
     pub limit: usize,
     /// Keys that may be shown.
     pub visible: &'a (dyn Fn(&str) -> bool + Send + Sync),
 }
 
-/// Entries in key order.
+/// Where a page starts.
+#[derive(Debug, Clone, Copy)]
+pub enum Start<'a> {
+    /// With the first entry.
+    First,
+    /// After this key, which need not exist.
+    After(&'a str),
+    /// Where the page ended that gave this token.
+    Token(&'a str),
+}
+
+/// Some entries of a listing.
 pub struct Page {
     /// Object keys, or folded prefixes with their final `/`, each with the object's details.
     pub entries: Vec<(String, Entry)>,
-    /// Whether entries follow after the last of these.
-    pub more: bool,
+    /// Where the next page starts, if one follows.
+    pub next: Option<String>,
 }
 
 /// One line of a listing.
@@ -69,18 +81,6 @@ impl From<ObjectMeta> for Entry {
     }
 }
 
-impl Listing<'_> {
-    /// Whether an entry of this text belongs into the listing.
-    fn wants(&self, text: &str) -> bool {
-        let follows = match self.after {
-            None => true,
-            // A folded prefix may hold keys on both sides of the starting point.
-            Some(after) => text > after || (text.ends_with('/') && text != after && after.starts_with(text)),
-        };
-        follows && text.starts_with(self.prefix) && (self.visible)(text)
-    }
-}
-
 impl Bucket {
     /// One page of a listing.
     pub async fn list(&self, listing: &Listing<'_>) -> Result<Page> {
@@ -93,43 +93,32 @@ impl Bucket {
 
 async fn list_pages(store: &dyn PaginatedListStore, listing: &Listing<'_>) -> Result<Page> {
     let mut entries = BTreeMap::new();
-    let mut start = listing.after.map(|after| match listing.fold && after.ends_with('/') {
-        true => format!("{after}{LAST_CHAR}"),
-        false => after.to_owned(),
-    });
-    let mut token = None;
+    let (mut offset, mut token) = match listing.start {
+        Start::First => (None, None),
+        Start::After(key) => (Some(key.to_owned()), None),
+        Start::Token(token) => (None, Some(token.to_owned())),
+    };
     loop {
-        let wanted = (listing.limit - entries.len()).min(MAX_PAGE);
         let options = PaginatedListOptions {
-            offset: start.take(),
+            offset: offset.take(),
             delimiter: listing.fold.then_some(Cow::Borrowed("/")),
-            max_keys: Some(wanted),
+            max_keys: Some((listing.limit - entries.len()).min(MAX_PAGE)),
             page_token: token.take(),
             ..PaginatedListOptions::default()
         };
         let prefix = (!listing.prefix.is_empty()).then_some(listing.prefix);
         let page = store.list_paginated(prefix, options).await?;
-        let mut last = String::new();
-        let folded = page.result.common_prefixes.into_iter().map(|p| (format!("{p}/"), Entry::Folded));
-        let objects = page.result.objects.into_iter().map(|o| (o.location.to_string(), Entry::from(o)));
-        for (text, entry) in folded.chain(objects) {
-            if text > last {
-                last.clone_from(&text);
-            }
-            if listing.wants(&text) {
-                entries.insert(text, entry);
-            }
-        }
+        let last = page.result.objects.last().map(|object| object.location.to_string());
+        let found = texts(page.result);
+        entries.extend(found.filter(|(text, _)| text.starts_with(listing.prefix) && (listing.visible)(text)));
         token = page.page_token;
-        let more = token.is_some();
-        if !more || entries.len() >= listing.limit {
-            let entries = entries.into_iter().collect();
-            return Ok(Page { entries, more });
+        if token.is_none() || entries.len() >= listing.limit {
+            return Ok(Page { entries: entries.into_iter().collect(), next: token });
         }
-        if !(listing.visible)(&last) {
+        if let Some(hidden) = last.filter(|last| !(listing.visible)(last)) {
             // Don't page through what may not be seen: go on behind its folder.
-            let top = last.split('/').next().unwrap_or_default();
-            start = Some(format!("{top}/{LAST_CHAR}"));
+            let top = hidden.split('/').next().unwrap_or_default();
+            offset = Some(format!("{top}/{LAST_CHAR}"));
             token = None;
         }
     }
@@ -139,16 +128,23 @@ async fn list_directory(store: &dyn ObjectStore, listing: &Listing<'_>) -> Resul
     let folder = listing.prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
     let folder = Path::parse(folder)?;
     let folder = (!folder.is_root()).then_some(&folder);
+    let wanted = |text: &str| {
+        let follows = match listing.start {
+            Start::First => true,
+            // A folded prefix may hold keys on both sides of the key.
+            Start::After(key) => text > key || (text.ends_with('/') && key.starts_with(text)),
+            Start::Token(last) => text > last,
+        };
+        follows && text.starts_with(listing.prefix) && (listing.visible)(text)
+    };
     let mut entries = BTreeMap::new();
     if listing.fold {
         let found = store.list_with_delimiter(folder).await?;
-        let folded = found.common_prefixes.into_iter().map(|p| (format!("{p}/"), Entry::Folded));
-        let objects = found.objects.into_iter().map(|o| (o.location.to_string(), Entry::from(o)));
-        entries.extend(folded.chain(objects).filter(|(text, _)| listing.wants(text)));
+        entries.extend(texts(found).filter(|(text, _)| wanted(text)));
     } else {
         let mut found = store.list(folder);
         while let Some(object) = found.try_next().await? {
-            if listing.wants(object.location.as_ref()) {
+            if wanted(object.location.as_ref()) {
                 entries.insert(object.location.to_string(), Entry::from(object));
                 if entries.len() > listing.limit + 1 {
                     entries.pop_last();
@@ -157,8 +153,15 @@ async fn list_directory(store: &dyn ObjectStore, listing: &Listing<'_>) -> Resul
         }
     }
     let more = entries.len() > listing.limit;
-    let entries = entries.into_iter().take(listing.limit).collect();
-    Ok(Page { entries, more })
+    let entries: Vec<_> = entries.into_iter().take(listing.limit).collect();
+    let next = more.then(|| entries.last().map(|(text, _)| text.clone())).flatten();
+    Ok(Page { entries, next })
+}
+
+fn texts(found: ListResult) -> impl Iterator<Item = (String, Entry)> {
+    let folded = found.common_prefixes.into_iter().map(|prefix| (format!("{prefix}/"), Entry::Folded));
+    let objects = found.objects.into_iter().map(|object| (object.location.to_string(), Entry::from(object)));
+    folded.chain(objects)
 }
 
 #[cfg(test)]
@@ -181,20 +184,14 @@ mod tests {
 
     async fn texts(bucket: &Bucket, prefix: &str, fold: bool, limit: usize) -> Vec<Vec<String>> {
         let mut pages = Vec::new();
-        let mut after: Option<String> = None;
+        let mut token: Option<String> = None;
         loop {
-            let listing = Listing {
-                prefix,
-                fold,
-                after: after.as_deref(),
-                limit,
-                visible: &|key| !key.starts_with("hidden/"),
-            };
+            let start = token.as_deref().map_or(Start::First, Start::Token);
+            let listing = Listing { prefix, fold, start, limit, visible: &|key| !key.starts_with("hidden/") };
             let page = bucket.list(&listing).await.expect("memory lists");
-            let keys: Vec<_> = page.entries.into_iter().map(|(text, _)| text).collect();
-            after = keys.last().cloned();
-            pages.push(keys);
-            if !page.more {
+            pages.push(page.entries.into_iter().map(|(text, _)| text).collect());
+            token = page.next;
+            if token.is_none() {
                 return pages;
             }
         }
@@ -207,6 +204,22 @@ mod tests {
         assert_eq!(all, [vec!["a", "b-c"], vec!["b/1", "b/2"], vec!["z"]]);
         let folded = texts(&bucket, "", true, 2).await;
         assert_eq!(folded, [vec!["a", "b-c"], vec!["b/", "z"]]);
+    }
+
+    #[tokio::test]
+    async fn a_list_may_start_after_any_key() {
+        let bucket = bucket(&["a", "b/1", "b/2", "c"]).await;
+        for (fold, after, expected) in [
+            (false, "b/1", vec!["b/2", "c"]),
+            (false, "aa", vec!["b/1", "b/2", "c"]),
+            (true, "b/1", vec!["b/", "c"]),
+            (true, "b0", vec!["c"]),
+        ] {
+            let start = Start::After(after);
+            let page = bucket.list(&Listing { prefix: "", fold, start, limit: 9, visible: &|_| true }).await;
+            let found: Vec<_> = page.expect("memory lists").entries.into_iter().map(|(text, _)| text).collect();
+            assert_eq!(found, expected, "after {after}");
+        }
     }
 
     #[tokio::test]
