@@ -1,0 +1,292 @@
+//! The log of one incarnation: numbered slots, each won once by create-if-absent, each record naming its predecessor's hash.
+//!
+//! Does not know what records mean; `plan` and `ship` do.
+//!
+//! # Consistency
+//! A create is won, lost or unknown. Whatever the store answers other than success, the slot is read: the very bytes → won; nothing →
+//! the same bytes again; another's record → lost. A slot is never given up on and reused for other bytes: a delayed request
+//! could still land.
+//!
+//! # Crash consistency
+//! A record that a dead writer left in flight can land later; then the next writer's create of that slot is lost and it looks
+//! again. The hint is advisory. **Invariant:** a hint never names a fence, and only a prefix of the log (without fences and
+//! tombstone) may ever be swept, so a hinted slot that exists has every later slot still in place.
+//!
+//! # Cancellation
+//! Every call may be dropped at any await; the caller keeps the bytes it wanted to append and settles them later.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::layout::{Layout, SLOTS_PER_SEGMENT};
+use crate::record::{Kind, Record};
+
+const ATTEMPTS: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const CREATE_DEADLINE: Duration = Duration::from_secs(30);
+const PARALLEL_READS: usize = 8;
+/// Fewer records than this are read one by one even if a segment might hold them.
+const WORTH_A_SEGMENT: u64 = 8;
+/// Larger ranges stay single records: they are efficient to read as they are.
+const MAX_SEGMENT_BYTES: usize = 64 << 20;
+
+/// Two clients of the same place.
+#[derive(Debug, Clone)]
+pub struct Stores {
+    /// For everything whose repetition is harmless.
+    pub data: Arc<dyn ObjectStore>,
+    /// For creates of log slots: a client with retries **off**, so that an answer is about one request.
+    pub log: Arc<dyn ObjectStore>,
+}
+
+/// One incarnation's log.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Where it is.
+    pub stores: Stores,
+    /// How its objects are called.
+    pub layout: Layout,
+    /// Whose it is.
+    pub incarnation: Uuid,
+}
+
+/// Outcome of a create.
+#[derive(Debug)]
+pub enum Put {
+    /// The slot holds our bytes.
+    Won,
+    /// The slot holds this other record.
+    Lost(Box<Record>),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Hint {
+    slot: u64,
+    base_slot: u64,
+}
+
+impl Log {
+    /// The record in a slot; `None` if nobody won it yet.
+    pub async fn get(&self, slot: u64) -> Result<Option<Record>> {
+        match self.fetch(slot).await? {
+            Some(bytes) => self.check(slot, &bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The last record; `None` if there is no log.
+    pub async fn find_head(&self) -> Result<Option<Record>> {
+        let hinted = self.read_hint().await?;
+        let known = match hinted {
+            Some(slot) if self.exists(slot).await? => Some(slot),
+            _ => self.list_last().await?,
+        };
+        let Some(mut low) = known else { return Ok(None) };
+        let mut step = 1;
+        while self.exists(low + step).await? {
+            low += step;
+            step *= 2;
+        }
+        let mut high = low + step;
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if self.exists(middle).await? { low = middle } else { high = middle }
+        }
+        let object = self.layout.slot(low);
+        self.get(low).await?.map(Some).ok_or_else(|| Error::corrupt(object.as_ref(), "it was there a moment ago"))
+    }
+
+    /// Creates a slot's record and finds out what became of it. `Unavailable` means still unknown: call again with the same bytes.
+    pub async fn create(&self, slot: u64, bytes: &Bytes) -> Result<Put> {
+        let key = self.layout.slot(slot);
+        let mut pause = FIRST_PAUSE;
+        let mut last = None;
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            let put = self.stores.log.put_opts(&key, bytes.clone().into(), PutOptions::from(PutMode::Create));
+            match tokio::time::timeout(CREATE_DEADLINE, put).await {
+                Ok(Ok(_)) => return Ok(Put::Won),
+                Ok(Err(error)) => last = Some(error),
+                Err(_elapsed) => {}
+            }
+            match self.fetch(slot).await {
+                Ok(Some(found)) if found == *bytes => return Ok(Put::Won),
+                Ok(Some(found)) => return self.check(slot, &found).map(|record| Put::Lost(Box::new(record))),
+                Ok(None) => {}
+                Err(Error::Unavailable { source, .. }) => last = source.or(last),
+                Err(other) => return Err(other),
+            }
+        }
+        Err(Error::Unavailable { what: format!("create of `{key}`"), source: last })
+    }
+
+    /// Records of the range in order. `head` is the last slot known to be won. Does not check the chain of hashes.
+    pub fn read(&self, slots: RangeInclusive<u64>, head: u64) -> BoxStream<'static, Result<Record>> {
+        let chunks = chunks(slots, head);
+        let log = self.clone();
+        stream::iter(chunks)
+            .map(move |chunk| log.clone().load(chunk))
+            .buffered(PARALLEL_READS)
+            .map_ok(|records| stream::iter(records.into_iter().map(Ok)))
+            .try_flatten()
+            .boxed()
+    }
+
+    /// Leaves a hint where the log's end is. Failure is harmless, and logged only.
+    pub async fn write_hint(&self, record: &crate::record::Header) {
+        if matches!(record.kind, Kind::Fence { .. } | Kind::Drop {}) {
+            return;
+        }
+        let hint = serde_json::to_vec(&Hint { slot: record.slot, base_slot: record.base_slot }).expect("two numbers");
+        if let Err(error) = self.stores.data.put(&self.layout.head(), hint.into()).await {
+            tracing::debug!(%error, "head hint not written");
+        }
+    }
+
+    /// Rolls the full segment that ends at `last_slot`, if it does. Failure is harmless: readers fall back to single records.
+    pub async fn roll_segment(&self, last_slot: u64) {
+        if (last_slot + 1) % SLOTS_PER_SEGMENT != 0 {
+            return;
+        }
+        let number = last_slot / SLOTS_PER_SEGMENT;
+        if let Err(error) = self.try_roll(number, last_slot).await {
+            tracing::warn!(%error, number, "log segment not rolled");
+        }
+    }
+
+    async fn try_roll(&self, number: u64, last_slot: u64) -> Result<()> {
+        let first = (number * SLOTS_PER_SEGMENT).max(1);
+        let mut singles = stream::iter(first..=last_slot).map(|slot| self.fetch(slot)).buffered(PARALLEL_READS);
+        let mut bytes = BytesMut::new();
+        while let Some(record) = singles.try_next().await? {
+            let record = record.ok_or_else(|| Error::NotFound(format!("a record of segment {number}")))?;
+            if bytes.len() + record.len() > MAX_SEGMENT_BYTES {
+                return Ok(());
+            }
+            bytes.put_u32_le(u32::try_from(record.len()).map_err(|_| Error::Misuse("record over 4 GiB".into()))?);
+            bytes.put_slice(&record);
+        }
+        drop(singles);
+        let key = self.layout.segment(number);
+        match self.stores.data.put_opts(&key, bytes.freeze().into(), PutOptions::from(PutMode::Create)).await {
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(Error::store(&key, error)),
+        }
+    }
+
+    async fn load(self, chunk: Chunk) -> Result<Vec<Record>> {
+        match chunk {
+            Chunk::Single(slot) => Ok(vec![self.must_get(slot).await?]),
+            Chunk::Segment(number, slots) => match self.load_segment(number, slots.clone()).await? {
+                Some(records) => Ok(records),
+                None => stream::iter(slots).map(|slot| self.must_get(slot)).buffered(PARALLEL_READS).try_collect().await,
+            },
+        }
+    }
+
+    async fn load_segment(&self, number: u64, slots: RangeInclusive<u64>) -> Result<Option<Vec<Record>>> {
+        let key = self.layout.segment(number);
+        let Some(mut bytes) = self.fetch_object(&key).await? else { return Ok(None) };
+        let cut_short = || Error::corrupt(key.as_ref(), "cut short");
+        let mut records = Vec::new();
+        for slot in (number * SLOTS_PER_SEGMENT).max(1)..=*slots.end() {
+            let length = bytes.try_get_u32_le().map_err(|_| cut_short())? as usize;
+            if bytes.len() < length {
+                return Err(cut_short());
+            }
+            let record = bytes.split_to(length);
+            if slots.contains(&slot) {
+                records.push(self.check_as(key.as_ref(), slot, &record)?);
+            }
+        }
+        Ok(Some(records))
+    }
+
+    async fn must_get(&self, slot: u64) -> Result<Record> {
+        let key = self.layout.slot(slot);
+        self.get(slot).await?.ok_or_else(|| Error::corrupt(key.as_ref(), "a later record exists but this one is missing"))
+    }
+
+    fn check(&self, slot: u64, bytes: &Bytes) -> Result<Record> {
+        self.check_as(self.layout.slot(slot).as_ref(), slot, bytes)
+    }
+
+    fn check_as(&self, object: &str, slot: u64, bytes: &Bytes) -> Result<Record> {
+        let record = Record::decode(object, bytes)?;
+        if record.header.slot != slot || record.header.incarnation != self.incarnation {
+            return Err(Error::corrupt(object, "it belongs elsewhere"));
+        }
+        Ok(record)
+    }
+
+    async fn read_hint(&self) -> Result<Option<u64>> {
+        let Some(bytes) = self.fetch_object(&self.layout.head()).await? else { return Ok(None) };
+        Ok(serde_json::from_slice::<Hint>(&bytes).ok().map(|hint| hint.slot))
+    }
+
+    async fn list_last(&self) -> Result<Option<u64>> {
+        let prefix = self.layout.log();
+        let mut objects = self.stores.data.list(Some(&prefix));
+        let mut last = None;
+        while let Some(object) = objects.try_next().await.map_err(|error| Error::store(&prefix, error))? {
+            last = last.max(self.layout.parse_slot(&object.location));
+        }
+        Ok(last)
+    }
+
+    async fn exists(&self, slot: u64) -> Result<bool> {
+        let key = self.layout.slot(slot);
+        match self.stores.data.head(&key).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(Error::store(&key, error)),
+        }
+    }
+
+    async fn fetch(&self, slot: u64) -> Result<Option<Bytes>> {
+        self.fetch_object(&self.layout.slot(slot)).await
+    }
+
+    async fn fetch_object(&self, key: &object_store::path::Path) -> Result<Option<Bytes>> {
+        let read = async { self.stores.data.get(key).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(Error::store(key, error)),
+        }
+    }
+}
+
+enum Chunk {
+    Single(u64),
+    Segment(u64, RangeInclusive<u64>),
+}
+
+/// How to read a range of slots: from segments where they can exist and pay, else one by one.
+fn chunks(slots: RangeInclusive<u64>, head: u64) -> Vec<Chunk> {
+    let (mut slot, end) = slots.into_inner();
+    let mut chunks = Vec::new();
+    while slot <= end {
+        let number = slot / SLOTS_PER_SEGMENT;
+        let last = number * SLOTS_PER_SEGMENT + SLOTS_PER_SEGMENT - 1;
+        let until = last.min(end);
+        if last <= head && until - slot >= WORTH_A_SEGMENT {
+            chunks.push(Chunk::Segment(number, slot..=until));
+        } else {
+            chunks.extend((slot..=until).map(Chunk::Single));
+        }
+        slot = until + 1;
+    }
+    chunks
+}

@@ -1,0 +1,207 @@
+//! Applies a plan: writes base, blocks and WAL into a directory that nobody uses yet.
+//!
+//! Does not decide what to restore (`plan`) nor where it ends up (`open`).
+//!
+//! # Consistency
+//! Every block is checked against its hash, the WAL against the hash of all that was shipped, its cut against DuckDB's own frame
+//! checksums. One wrong byte is `Corrupt`, naming the object; the directory is then of no use and is removed.
+//!
+//! # Crash consistency
+//! Files are synced before the caller renames the directory.
+//!
+//! # Cancellation
+//! May be dropped at any await; writers on blocking threads finish their piece and stop.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
+
+use crate::error::{Error, Result};
+use crate::hash::Hash;
+use crate::image::{HEADER_BYTES, Image};
+use crate::log::Log;
+use crate::manifest::Manifest;
+use crate::pack::{self, BlockMap, BlockRef};
+use crate::plan::Life;
+use crate::record::Tip;
+use crate::ship::{Shipped, blocking, hash_prefix};
+use crate::wal;
+use crate::{DB_FILE, WAL_FILE};
+
+/// Ranges of one pack closer than this are read in one request.
+const MERGE_GAP_BYTES: u64 = 256 << 10;
+const MAX_READ_BYTES: u64 = 8 << 20;
+const PARALLEL_READS: usize = 8;
+
+/// What was written.
+pub(crate) struct Restored {
+    pub bytes: u64,
+    pub shipped: Shipped,
+}
+
+/// Fetches and checks the manifest that a base record names.
+pub(crate) async fn load_manifest(log: &Log, life: &Life) -> Result<Manifest> {
+    let bad_name = || Error::corrupt(format!("log record {}", life.slot), "it names no manifest");
+    let key = log.layout.named(&life.manifest).ok_or_else(bad_name)?;
+    let read = async { log.stores.data.get(&key).await?.bytes().await };
+    let bytes = read.await.map_err(|error| Error::required(&key, error))?;
+    if Hash::of(&bytes) != life.manifest_hash {
+        return Err(Error::corrupt(key.as_ref(), "it is not the one that the log names"));
+    }
+    let manifest = Manifest::decode(key.as_ref(), log.incarnation, &bytes)?;
+    if manifest.iteration != life.iteration {
+        return Err(Error::corrupt(key.as_ref(), "it is of another iteration than the log says"));
+    }
+    Ok(manifest)
+}
+
+/// Hash of the WAL up to the tip's last whole commit; checks on the way that the log's parts are what was shipped.
+pub(crate) fn wal_prefix(life: &Life, tip: Tip) -> Result<Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let mut prefix = Hash::of(b"");
+    for part in &life.parts {
+        let bytes = part_bytes(part)?;
+        let cut = usize::try_from(tip.durable.clamp(part.from, part.to) - part.from).unwrap_or(bytes.len());
+        hasher.update(&bytes[..cut]);
+        if (part.from..=part.to).contains(&tip.durable) {
+            prefix = hasher.finalize().into();
+        }
+        hasher.update(&bytes[cut..]);
+    }
+    if Hash::from(hasher.finalize()) != tip.wal_prefix {
+        return Err(Error::corrupt(format!("log records from {}", life.slot), "their WAL bytes are not what was shipped"));
+    }
+    Ok(prefix)
+}
+
+/// Writes database and WAL as of `tip` (a fence's: it ends at a commit) into `dir` and syncs them.
+pub(crate) async fn apply(log: &Log, manifest: &Manifest, life: &Life, tip: Tip, dir: &Path) -> Result<Restored> {
+    let mut blocks: BlockMap = manifest.blocks.clone();
+    blocks.extend(life.overlay());
+    let db = dir.join(DB_FILE);
+    let (file, length) = create_sparse(&db, manifest, &blocks)?;
+    let file = Arc::new(file);
+    stream::iter(reads(&blocks))
+        .map(|read| fetch(log, read, Arc::clone(&file), manifest.block_bytes))
+        .buffer_unordered(PARALLEL_READS)
+        .try_collect::<()>()
+        .await?;
+    let (life, wal_path) = (life.clone(), dir.join(WAL_FILE));
+    let expected = manifest.header.clone();
+    let shipped = blocking(move || {
+        file.sync_all().map_err(Error::io("syncing the restored database"))?;
+        let image = Image::read_headers(&file)?;
+        if image.header != expected {
+            return Err(Error::corrupt(DB_FILE, "its header changed while it was restored"));
+        }
+        write_wal(&wal_path, &life, tip)
+    })
+    .await?;
+    Ok(Restored { bytes: length + tip.durable, shipped })
+}
+
+fn create_sparse(path: &Path, manifest: &Manifest, blocks: &BlockMap) -> Result<(File, u64)> {
+    let count = blocks.keys().max().map_or(0, |last| last + 1);
+    let length = HEADER_BYTES as u64 + count * manifest.block_bytes;
+    let create = || {
+        let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        file.set_len(length)?;
+        file.write_all_at(&manifest.header, 0)?;
+        Ok(file)
+    };
+    create().map(|file| (file, length)).map_err(Error::io("creating the restored database"))
+}
+
+/// One request: a range of a pack, and the blocks in it.
+#[derive(Debug, PartialEq)]
+struct Read {
+    pack: Arc<str>,
+    range: Range<u64>,
+    blocks: Vec<(u64, BlockRef)>,
+}
+
+/// Groups blocks by pack and merges neighbours into few requests.
+fn reads(blocks: &BlockMap) -> Vec<Read> {
+    let mut sorted: Vec<_> = blocks.iter().map(|(block, reference)| (*block, reference.clone())).collect();
+    sorted.sort_unstable_by(|(_, a), (_, b)| (&a.pack, a.offset).cmp(&(&b.pack, b.offset)));
+    let mut reads: Vec<Read> = Vec::new();
+    for (block, reference) in sorted {
+        let range = u64::from(reference.offset)..u64::from(reference.offset) + u64::from(reference.length);
+        match reads.last_mut() {
+            Some(last) if last.pack == reference.pack && range.start <= last.range.end + MERGE_GAP_BYTES && range.end - last.range.start <= MAX_READ_BYTES => {
+                last.range.end = last.range.end.max(range.end);
+                last.blocks.push((block, reference));
+            }
+            _ => reads.push(Read { pack: Arc::clone(&reference.pack), range, blocks: vec![(block, reference)] }),
+        }
+    }
+    reads
+}
+
+async fn fetch(log: &Log, read: Read, file: Arc<File>, block_bytes: u64) -> Result<()> {
+    let bad_name = || Error::corrupt(read.pack.as_ref(), "not a pack's name");
+    let key = log.layout.named(&read.pack).ok_or_else(bad_name)?;
+    let bytes = log.stores.data.get_range(&key, read.range.clone()).await.map_err(|error| match error {
+        error @ object_store::Error::NotFound { .. } => Error::required(&key, error),
+        // A pack cut short answers with a range error, not with fewer bytes.
+        error if is_range_error(&error) => Error::corrupt(key.as_ref(), "cut short"),
+        error => Error::required(&key, error),
+    })?;
+    if bytes.len() as u64 != read.range.end - read.range.start {
+        return Err(Error::corrupt(key.as_ref(), "cut short"));
+    }
+    blocking(move || {
+        for (block, reference) in &read.blocks {
+            let start = usize::try_from(u64::from(reference.offset) - read.range.start).map_err(|_| Error::Misuse("a read is at most 8 MiB".into()))?;
+            let content = pack::unpack(reference, &bytes[start..start + reference.length as usize], block_bytes)?;
+            file.write_all_at(&content, HEADER_BYTES as u64 + block * block_bytes).map_err(Error::io("writing a restored block"))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+fn is_range_error(error: &object_store::Error) -> bool {
+    let text = error.to_string();
+    text.contains("InvalidRange") || text.contains("416") || text.to_lowercase().contains("range")
+}
+
+fn part_bytes(part: &crate::plan::Part) -> Result<Vec<u8>> {
+    let corrupt = |reason: String| Error::corrupt(format!("log record {}", part.slot), reason);
+    let size = usize::try_from(part.stored_bytes).map_err(|_| corrupt("WAL part too large".into()))?;
+    let mut bytes = zstd::bulk::decompress(&part.wal, size).map_err(|error| corrupt(format!("WAL part: {error}")))?;
+    if bytes.len() != size {
+        return Err(corrupt("WAL part shorter than it says".into()));
+    }
+    bytes.truncate(usize::try_from(part.to - part.from).map_err(|_| corrupt("WAL part too large".into()))?);
+    Ok(bytes)
+}
+
+/// Writes the WAL up to the tip's last commit. No file if that is the checkpoint itself.
+fn write_wal(path: &Path, life: &Life, tip: Tip) -> Result<Shipped> {
+    if tip.durable == 0 {
+        return hash_prefix(path, 0, 0)?.ok_or_else(|| Error::Misuse("nothing is always there".into()));
+    }
+    let mut file = File::options().read(true).write(true).create_new(true).open(path).map_err(Error::io("creating the restored WAL"))?;
+    for part in &life.parts {
+        let bytes = part_bytes(part)?;
+        let keep = usize::try_from(tip.durable.clamp(part.from, part.to) - part.from).unwrap_or(bytes.len());
+        file.write_all(&bytes[..keep]).map_err(Error::io("writing the restored WAL"))?;
+    }
+    file.sync_all().map_err(Error::io("syncing the restored WAL"))?;
+    let end = wal::last_flush(&file, tip.durable).map_err(|error| Error::corrupt(WAL_FILE, error.to_string()))?;
+    let shipped = hash_prefix(path, tip.durable, tip.durable)?.filter(|shipped| Hash::from(shipped.hasher.finalize()) == tip.wal_prefix);
+    match shipped {
+        Some(shipped) if end == tip.durable => Ok(shipped),
+        _ => {
+            let _ = fs::remove_file(path);
+            Err(Error::corrupt(format!("log records from {}", life.slot), "their WAL does not end in a commit as shipped"))
+        }
+    }
+}
