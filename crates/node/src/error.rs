@@ -172,6 +172,11 @@ impl ApiError {
         self
     }
 
+    /// The JSON that clients get.
+    pub fn body(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("strings, numbers and enums serialise")
+    }
+
     /// A defect of ours: `what` and the cause go to the log, the client learns only that it was not its fault.
     pub fn internal(what: &str, cause: impl std::fmt::Display) -> Self {
         tracing::error!(what, cause = %cause, "internal error");
@@ -180,15 +185,16 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
+    /// Carries itself along, so that the edge can add the request's id.
     fn into_response(self) -> Response {
-        let body = serde_json::to_vec(&self).expect("strings, numbers and enums serialise");
-        let mut response = Response::new(body.into());
+        let mut response = Response::new(self.body().into());
         *response.status_mut() = self.code.status();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if self.code == Code::Unauthenticated {
             headers.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -3,6 +3,19 @@
 //!
 //! Dependencies point one way: `cli`, `http` → `auth`, `control` → `marts` → `supervisor`, `replicator` → `stores`.
 
+pub mod auth;
+pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod control;
 pub mod error;
+pub mod gateway;
+pub mod http;
+pub mod marts;
 pub mod names;
+pub mod publish;
+pub mod replicator;
+pub mod router;
+pub mod server;
+pub mod stores;
+pub mod supervisor;

@@ -1,0 +1,323 @@
+//! The node's configuration: flag over environment over `tarn.toml` over default.
+//!
+//! The only place that reads the environment. Values are parsed and checked here once; what the rest sees is typed.
+
+mod settings;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::providers::{Format, Toml};
+
+pub use settings::{Flag, SETTINGS, Setting, document};
+
+use crate::names::MartId;
+use crate::stores::{BucketName, BucketTemplates, S3Config, StoreConfig};
+
+/// Read when no `--config` is given and it is there.
+const FILE: &str = "tarn.toml";
+
+/// What is wrong with the configuration, in words for whoever wrote it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl ConfigError {
+    fn of(key: &str, problem: impl std::fmt::Display) -> Self {
+        let setting = SETTINGS.iter().find(|s| s.key == key).expect("only known keys are asked for");
+        Self(format!("setting `{key}` (environment {}): {problem}", setting.env.join(" or ")))
+    }
+}
+
+/// Texts given on the command line, by key.
+pub type Flags = BTreeMap<&'static str, String>;
+
+/// The node's configuration.
+#[derive(Clone)]
+pub struct Config {
+    /// Where to serve.
+    pub listen: SocketAddr,
+    /// Directory of engines' files, absolute.
+    pub state_dir: PathBuf,
+    /// Where buckets lie.
+    pub store: StoreConfig,
+    /// Where the control store lies.
+    pub control: BucketName,
+    /// How buckets are named.
+    pub buckets: BucketTemplates,
+    /// The admin token, if it was given.
+    pub admin_token: Option<String>,
+    /// Limits of every engine.
+    pub engine: EngineLimits,
+    /// Deadline of a query that names none.
+    pub query_timeout: Duration,
+    /// How long an answer waits for durability.
+    pub durable_wait: Duration,
+    /// The mart that is published as a plain file.
+    pub publish: Option<MartId>,
+    /// Size beyond which it is not.
+    pub publish_max_bytes: u64,
+    /// Log filter.
+    pub log: String,
+    /// Log as JSON lines.
+    pub log_json: bool,
+}
+
+/// What one engine may use.
+#[derive(Debug, Clone)]
+pub struct EngineLimits {
+    /// DuckDB's memory limit.
+    pub memory_bytes: u64,
+    /// DuckDB's threads.
+    pub threads: u32,
+    /// Spill files.
+    pub temp_bytes: u64,
+    /// Queries at once.
+    pub max_queries: usize,
+    /// The httpfs extension, if it was found.
+    pub httpfs: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads the configuration of this process: `flags`, then the environment, then the file.
+    pub fn load(flags: &Flags, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let text = match file {
+            Some(path) => std::fs::read_to_string(path).map_err(|e| ConfigError(format!("`{}`: {e}", path.display())))?,
+            None => std::fs::read_to_string(FILE).unwrap_or_default(),
+        };
+        Self::resolve(&Layers::new(flags, |name| std::env::var(name).ok(), &text)?)
+    }
+
+    fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
+        let listen: SocketAddr = layers.parse("listen")?;
+        if !listen.ip().is_loopback() && !layers.parse::<bool>("insecure")? {
+            return Err(ConfigError::of("listen", "beyond loopback the node wants TLS in front of it; say `--insecure` to serve without"));
+        }
+        let state_dir = std::path::absolute(layers.text("state_dir")).map_err(|e| ConfigError::of("state_dir", e))?;
+        let buckets =
+            BucketTemplates::new(&layers.text("bucket_analytics"), &layers.text("bucket_processed"), &layers.text("bucket_raw"))
+                .map_err(|e| ConfigError::of("bucket_analytics", e))?;
+        let control: BucketName = layers.parse("control")?;
+        if buckets.could_name(&control) {
+            return Err(ConfigError::of("control", "a tenant's bucket could have this name"));
+        }
+        let publish = layers.text("publish");
+        Ok(Self {
+            listen,
+            state_dir,
+            store: store(layers)?,
+            control,
+            buckets,
+            admin_token: layers.optional("admin_token"),
+            engine: engine(layers)?,
+            query_timeout: Duration::from_millis(layers.parse("query_timeout_ms")?),
+            durable_wait: Duration::from_millis(layers.parse("durable_wait_ms")?),
+            publish: if publish == "none" { None } else { Some(mart_id(&publish).ok_or_else(|| ConfigError::of("publish", "wants TENANT/MART or `none`"))?) },
+            publish_max_bytes: layers.bytes("publish_max")?,
+            log: layers.text("log"),
+            log_json: match layers.text("log_format").as_str() {
+                "json" => true,
+                "text" => false,
+                _ => return Err(ConfigError::of("log_format", "wants `text` or `json`")),
+            },
+        })
+    }
+}
+
+fn mart_id(text: &str) -> Option<MartId> {
+    let (tenant, mart) = text.split_once('/')?;
+    Some(MartId { tenant: tenant.parse().ok()?, mart: mart.parse().ok()? })
+}
+
+fn store(layers: &Layers) -> Result<StoreConfig, ConfigError> {
+    let text = layers.text("store");
+    if let Some(dir) = text.strip_prefix("file:").filter(|dir| !dir.is_empty()) {
+        return Ok(StoreConfig::File(std::path::absolute(dir).map_err(|e| ConfigError::of("store", e))?));
+    }
+    if text != "s3" {
+        return Err(ConfigError::of("store", "wants `file:DIR` or `s3`"));
+    }
+    let path_style = match layers.optional("s3_path_style") {
+        Some(text) => Some(text.parse().map_err(|e| ConfigError::of("s3_path_style", e))?),
+        None => None,
+    };
+    Ok(StoreConfig::S3(S3Config {
+        endpoint: layers.optional("s3_endpoint"),
+        region: layers.optional("s3_region"),
+        access_key_id: layers.optional("s3_access_key_id"),
+        secret_access_key: layers.optional("s3_secret_access_key"),
+        session_token: layers.optional("s3_session_token"),
+        role_arn: layers.optional("s3_role_arn"),
+        web_identity_token_file: layers.optional("s3_web_identity_token_file").map(PathBuf::from),
+        sts_endpoint: layers.optional("s3_sts_endpoint"),
+        path_style,
+    }))
+}
+
+fn engine(layers: &Layers) -> Result<EngineLimits, ConfigError> {
+    let memory_bytes = match layers.optional("engine_memory") {
+        Some(_) => layers.bytes("engine_memory")?,
+        None => (machine_memory_bytes() / 4).max(512 << 20),
+    };
+    let threads = match layers.optional("engine_threads") {
+        Some(_) => layers.parse("engine_threads")?,
+        None => std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+    };
+    if threads == 0 {
+        return Err(ConfigError::of("engine_threads", "wants at least 1"));
+    }
+    let max_queries: usize = layers.parse("max_queries")?;
+    if max_queries == 0 {
+        return Err(ConfigError::of("max_queries", "wants at least 1"));
+    }
+    Ok(EngineLimits { memory_bytes, threads, temp_bytes: layers.bytes("engine_temp")?, max_queries, httpfs: httpfs(layers) })
+}
+
+/// The httpfs extension: where the setting says, beside the binary, or where the build found DuckDB.
+fn httpfs(layers: &Layers) -> Option<PathBuf> {
+    const NAME: &str = "httpfs.duckdb_extension";
+    if let Some(dir) = layers.optional("extension_dir") {
+        return Some(Path::new(&dir).join(NAME)).filter(|path| path.is_file());
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("ext")));
+    let built = Some(Path::new(env!("TARN_BUILD_DUCKDB_DIR")).join("ext"));
+    [beside, built].into_iter().flatten().map(|dir| dir.join(NAME)).find(|path| path.is_file())
+}
+
+/// The container's memory limit if there is one, else the machine's memory.
+fn machine_memory_bytes() -> u64 {
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    let total = || {
+        let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib * 1024)
+    };
+    let total = total().unwrap_or(2 << 30);
+    limit.map_or(total, |limit: u64| limit.min(total))
+}
+
+/// The texts of all settings, resolved.
+struct Layers {
+    texts: BTreeMap<&'static str, String>,
+}
+
+impl Layers {
+    fn new(flags: &Flags, env: impl Fn(&str) -> Option<String>, toml: &str) -> Result<Self, ConfigError> {
+        let file: BTreeMap<String, figment::value::Value> =
+            figment::Figment::from(Toml::string(toml)).extract().map_err(|e| ConfigError(format!("`{FILE}`: {e}")))?;
+        if let Some(unknown) = file.keys().find(|key| SETTINGS.iter().all(|s| s.key != **key)) {
+            return Err(ConfigError(format!("`{FILE}`: unknown setting `{unknown}`; docs/configuration.md lists them")));
+        }
+        let mut texts = BTreeMap::new();
+        for setting in SETTINGS {
+            let variable = || setting.env.iter().find_map(|name| env(name).filter(|text| !text.is_empty()));
+            let given = match flags.get(setting.key).cloned().or_else(variable) {
+                Some(text) => text,
+                None => match file.get(setting.key) {
+                    Some(value) => scalar(value).ok_or_else(|| ConfigError::of(setting.key, "wants a text, a number or a boolean"))?,
+                    None => setting.default.to_owned(),
+                },
+            };
+            texts.insert(setting.key, given);
+        }
+        Ok(Self { texts })
+    }
+
+    fn text(&self, key: &str) -> String {
+        self.texts.get(key).cloned().expect("every key of the table has a text")
+    }
+
+    fn optional(&self, key: &str) -> Option<String> {
+        Some(self.text(key)).filter(|text| !text.is_empty())
+    }
+
+    fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(&self, key: &str) -> Result<T, ConfigError> {
+        self.text(key).trim().parse().map_err(|e| ConfigError::of(key, e))
+    }
+
+    fn bytes(&self, key: &str) -> Result<u64, ConfigError> {
+        parse_bytes(&self.text(key)).ok_or_else(|| ConfigError::of(key, "wants bytes, or a number with KB, MB, GB or TB"))
+    }
+}
+
+fn scalar(value: &figment::value::Value) -> Option<String> {
+    use figment::value::Value;
+    match value {
+        Value::String(_, text) => Some(text.clone()),
+        Value::Bool(_, flag) => Some(flag.to_string()),
+        Value::Num(_, number) => number.to_i128().map(|n| n.to_string()).or_else(|| number.to_u128().map(|n| n.to_string())),
+        _ => None,
+    }
+}
+
+/// `512MB`, `2 GB`, `1048576`; units are powers of 1024, as DuckDB's `MiB` and not its `MB`.
+fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim().to_ascii_uppercase();
+    let units = [("KB", 10), ("MB", 20), ("GB", 30), ("TB", 40), ("B", 0)];
+    let (number, shift) = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift))).unwrap_or((&text, 0));
+    number.trim().parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(flags: &[(&'static str, &str)], env: &[(&str, &str)], toml: &str) -> Result<Config, ConfigError> {
+        let flags = flags.iter().map(|(key, text)| (*key, (*text).to_owned())).collect();
+        let env = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, text)| (*text).to_owned());
+        Config::resolve(&Layers::new(&flags, env, toml)?)
+    }
+
+    #[test]
+    fn flag_wins_over_environment_over_file_over_default() {
+        let port = |flags: &[(&'static str, &str)], env: &[(&str, &str)], toml: &str| {
+            resolve(flags, env, toml).expect("legal settings").listen.port()
+        };
+        let (flag, env, toml) = ([("listen", "127.0.0.1:1")], [("TARN_LISTEN", "127.0.0.1:2")], "listen = '127.0.0.1:3'");
+        assert_eq!(port(&flag, &env, toml), 1);
+        assert_eq!(port(&[], &env, toml), 2);
+        assert_eq!(port(&[], &[("TARN_LISTEN", "")], toml), 3);
+        assert_eq!(port(&[], &[], ""), 8642);
+    }
+
+    #[test]
+    fn the_seeds_variables_reach_the_s3_client() {
+        let env = [
+            ("DUCKDB_S3_ENDPOINT", "http://127.0.0.1:9000"),
+            ("DUCKDB_S3_REGION", "eu-west-1"),
+            ("DUCKDB_ACCESS_KEY_ID", "key"),
+            ("DUCKDB_SECRET_ACCESS_KEY", "hush"),
+        ];
+        let config = resolve(&[("store", "s3")], &env, "").expect("legal settings");
+        let StoreConfig::S3(s3) = config.store else { panic!("not S3") };
+        assert_eq!(s3.endpoint.as_deref(), Some("http://127.0.0.1:9000"));
+        assert_eq!(s3.region.as_deref(), Some("eu-west-1"));
+        assert_eq!((s3.access_key_id.as_deref(), s3.secret_access_key.as_deref()), (Some("key"), Some("hush")));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let problem = |flags: &[(&'static str, &str)], toml: &str| match resolve(flags, &[], toml) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        assert!(problem(&[], "lisen = 'x'").contains("unknown setting `lisen`"));
+        assert!(problem(&[("listen", "0.0.0.0:1")], "").contains("--insecure"));
+        assert!(problem(&[("store", "gs://x")], "").contains("file:DIR"));
+        assert!(problem(&[("engine_memory", "lots")], "").contains("TARN_ENGINE_MEMORY"));
+        assert!(problem(&[("control", "sm-a-raw")], "").contains("tenant"));
+        assert_eq!(problem(&[("listen", "0.0.0.0:1"), ("insecure", "true")], ""), "");
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_bytes("512MB"), Some(512 << 20));
+        assert_eq!(parse_bytes("2 gb"), Some(2 << 30));
+        assert_eq!(parse_bytes("7"), Some(7));
+        assert_eq!(parse_bytes("99999999999TB"), None);
+        assert_eq!(parse_bytes("x"), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! The table of settings: the one source of flags, environment variables, `tarn.toml` keys, defaults and their documentation.
+//!
+//! Holds no parsing: `config.rs` turns the texts into values.
+
+/// Where a setting may be given besides `tarn.toml` and the environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flag {
+    /// `--its-name VALUE`.
+    Value,
+    /// `--its-name`, meaning `true`.
+    Switch,
+    /// No flag: command lines are seen by everybody on the machine.
+    Secret,
+}
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// Its key in `tarn.toml`; with hyphens, its flag.
+    pub key: &'static str,
+    /// Its environment variables; the first that is set and not empty counts.
+    pub env: &'static [&'static str],
+    /// Whether it has a flag.
+    pub flag: Flag,
+    /// Its default as text, with its unit.
+    pub default: &'static str,
+    /// What it does and what it trades.
+    pub help: &'static str,
+}
+
+impl Setting {
+    /// The flag's name.
+    pub fn flag_name(&self) -> String {
+        self.key.replace('_', "-")
+    }
+}
+
+const fn value(key: &'static str, env: &'static [&'static str], default: &'static str, help: &'static str) -> Setting {
+    Setting { key, env, flag: Flag::Value, default, help }
+}
+
+const fn secret(key: &'static str, env: &'static [&'static str], help: &'static str) -> Setting {
+    Setting { key, env, flag: Flag::Secret, default: "", help }
+}
+
+/// Every setting, in the order of the documentation. An empty default means "none" or "found out", as the help says.
+pub const SETTINGS: &[Setting] = &[
+    value("listen", &["TARN_LISTEN"], "127.0.0.1:8642", "Address and port to serve on; port 0 takes a free one and writes it to `address` in the state directory."),
+    Setting {
+        key: "insecure",
+        env: &["TARN_INSECURE"],
+        flag: Flag::Switch,
+        default: "false",
+        help: "Serve beyond loopback without TLS: tokens and data then cross the network in the clear. For use behind a proxy that adds TLS.",
+    },
+    value("state_dir", &["TARN_STATE_DIR"], "volumes/duckdb", "Directory of the engines' files. Losing it costs a restore, no data."),
+    value("store", &["TARN_STORE"], "file:volumes/objects", "`file:DIR` (a bucket is a directory under DIR) or `s3`."),
+    value(
+        "control",
+        &["TARN_CONTROL"],
+        "tarn-control",
+        "Bucket that holds tenants, marts and token hashes. On S3 it must exist, like every bucket.",
+    ),
+    secret("admin_token", &["TARN_ADMIN_TOKEN"], "The node's admin token. Without it one is made at first start, printed once, and kept with mode 0600 in the state directory."),
+    value("s3_endpoint", &["DUCKDB_S3_ENDPOINT"], "", "S3 endpoint; none, or AWS's global one, means AWS. A custom endpoint uses path style."),
+    value("s3_region", &["DUCKDB_S3_REGION"], "us-east-1", "S3 region."),
+    secret("s3_access_key_id", &["DUCKDB_ACCESS_KEY_ID"], "S3 key id. Without keys and role: the container's or machine's own credentials."),
+    secret("s3_secret_access_key", &["DUCKDB_SECRET_ACCESS_KEY"], "S3 secret key."),
+    secret("s3_session_token", &["DUCKDB_SESSION_TOKEN"], "Session token that goes with temporary keys; these are not refreshed."),
+    value("s3_role_arn", &["DUCKDB_S3_ROLE_ARN"], "", "Role to assume, with the keys or the web identity token; its credentials are refreshed before they expire."),
+    value(
+        "s3_web_identity_token_file",
+        &["TARN_S3_WEB_IDENTITY_TOKEN_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"],
+        "",
+        "File with the web identity token to assume the role with; read again at every refresh.",
+    ),
+    value("s3_sts_endpoint", &["TARN_S3_STS_ENDPOINT"], "", "Token service; none means AWS's regional one, or the custom S3 endpoint."),
+    value("s3_path_style", &["TARN_S3_PATH_STYLE"], "", "`true` or `false` forces `host/bucket` or `bucket.host`; none means path style for custom endpoints only."),
+    value("bucket_analytics", &["TARN_BUCKET_ANALYTICS"], "sm-{tenant}-analytics", "Name of a tenant's bucket for replicas (under `duckdb/`) and results."),
+    value("bucket_processed", &["TARN_BUCKET_PROCESSED"], "sm-{tenant}-processed", "Name of a tenant's bucket of processed data; its SQL may read it."),
+    value("bucket_raw", &["TARN_BUCKET_RAW"], "sm-{tenant}-raw", "Name of a tenant's bucket of raw data; its SQL may read it."),
+    value("engine_memory", &["TARN_ENGINE_MEMORY"], "", "DuckDB's memory limit per open mart (`4GB`, `512MB`). None means a quarter of the machine's, at least 512MB. More spills less."),
+    value("engine_threads", &["TARN_ENGINE_THREADS"], "", "DuckDB's threads per open mart; none means one per processor."),
+    value("engine_temp", &["TARN_ENGINE_TEMP"], "32GB", "Spill files of one mart at most; a query that needs more fails."),
+    value("max_queries", &["TARN_MAX_QUERIES"], "64", "Queries of one mart that run at once; more wait."),
+    value("query_timeout_ms", &["TARN_QUERY_TIMEOUT_MS"], "600000", "Deadline in milliseconds of a query that names none."),
+    value("durable_wait_ms", &["TARN_DURABLE_WAIT_MS"], "30000", "How long, in milliseconds, an answer waits for its commit to be in the object store before it says `not_yet_durable`."),
+    value("extension_dir", &["TARN_EXTENSION_DIR"], "", "Directory with `httpfs.duckdb_extension`; none means `ext` beside the binary, else where `scripts/setup` put it."),
+    value("publish", &["TARN_PUBLISH"], "default/dev", "The mart that is published as a plain file `duckdb-{mart}.db` in the state directory, or `none`. Costs one copy per change."),
+    value("publish_max", &["TARN_PUBLISH_MAX"], "2GB", "A bigger mart is not published."),
+    value("log", &["TARN_LOG"], "info", "Log filter: `error`, `warn`, `info`, `debug`, or per module as in `node=debug,info`."),
+    value("log_format", &["TARN_LOG_FORMAT"], "text", "`text` or `json`."),
+];
+
+/// The page `docs/configuration.md`.
+pub fn document() -> String {
+    let mut page = String::from(
+        "# Configuration\n\n\
+         A flag wins over its environment variable, that over `tarn.toml` (in the working directory, or `--config FILE`), that over the default.\n\
+         Made from the table in `crates/node/src/config/settings.rs`; a test keeps the two alike.\n\n\
+         | `tarn.toml` | flag | environment | default | what it does |\n|---|---|---|---|---|\n",
+    );
+    for setting in SETTINGS {
+        let flag = match setting.flag {
+            Flag::Value | Flag::Switch => format!("`--{}`", setting.flag_name()),
+            Flag::Secret => "–".into(),
+        };
+        let env: Vec<_> = setting.env.iter().map(|name| format!("`{name}`")).collect();
+        let default = if setting.default.is_empty() { "none".into() } else { format!("`{}`", setting.default) };
+        page.push_str(&format!("| `{}` | {flag} | {} | {default} | {} |\n", setting.key, env.join(", "), setting.help));
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `TARN_WRITE_DOCS=1 cargo test -p node` writes the page anew.
+    #[test]
+    fn the_configuration_page_is_the_table() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
+        if std::env::var_os("TARN_WRITE_DOCS").is_some() {
+            std::fs::write(path, document()).expect("the page can be written");
+        }
+        let page = std::fs::read_to_string(path).expect("docs/configuration.md exists");
+        assert!(page == document(), "docs/configuration.md is stale: run `TARN_WRITE_DOCS=1 cargo test -p node`");
+    }
+
+    #[test]
+    fn keys_and_variables_are_unique() {
+        let mut keys: Vec<_> = SETTINGS.iter().map(|s| s.key).collect();
+        let mut variables: Vec<_> = SETTINGS.iter().flat_map(|s| s.env).collect();
+        keys.sort_unstable();
+        variables.sort_unstable();
+        assert!(keys.windows(2).all(|pair| pair[0] != pair[1]));
+        assert!(variables.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+}
