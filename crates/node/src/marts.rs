@@ -1,0 +1,208 @@
+//! The marts that are open on this node: each is opened when first asked for, by a task of its own that keeps its engine running and
+//! its commits shipped until it is closed.
+//!
+//! It does not decide who may open a mart, and does not look into requests.
+//!
+//! **Invariant:** at most one task per mart; a mart's files are touched only by the task that holds the mart's lock.
+
+mod life;
+mod watcher;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use object_store::path::Path as Key;
+use replica::MartReplica;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+pub use watcher::{Landed, Live, Phase, Progress, Watcher};
+
+use crate::config::EngineLimits;
+use crate::error::{ApiError, Code};
+use crate::gateway::Gateway;
+use crate::names::MartId;
+use crate::stores::{BucketStores, StoreError};
+use crate::supervisor::SocketDir;
+
+/// A write waits so long for a checkpoint to begin.
+const HOLD_WAIT: Duration = Duration::from_secs(20);
+
+/// What every open mart needs of its node.
+pub struct Ground {
+    /// Where marts' directories lie.
+    pub state_dir: std::path::PathBuf,
+    /// Name of this node in logs of marts.
+    pub node: String,
+    /// The object store.
+    pub stores: Arc<BucketStores>,
+    /// Engines' way to `s3://`.
+    pub gateway: Gateway,
+    /// Engines' sockets.
+    pub sockets: SocketDir,
+    /// What engines may use.
+    pub limits: EngineLimits,
+}
+
+impl Ground {
+    /// The replica of one life of a mart.
+    pub fn replica(&self, id: &MartId, incarnation: Uuid) -> Result<MartReplica, StoreError> {
+        let bucket = self.stores.bucket(&self.stores.names_of(&id.tenant).analytics)?;
+        Ok(MartReplica::new(bucket.replica(), Key::from(format!("duckdb/{}", id.mart)), incarnation))
+    }
+
+    /// A mart's directory.
+    pub fn mart_dir(&self, id: &MartId) -> std::path::PathBuf {
+        self.state_dir.join("marts").join(id.tenant.as_str()).join(id.mart.as_str())
+    }
+}
+
+/// All open marts of a node.
+pub struct Marts {
+    ground: Arc<Ground>,
+    open: Mutex<HashMap<MartId, Arc<OpenMart>>>,
+    tasks: TaskTracker,
+}
+
+/// A mart that is open, opening, or just closed.
+pub struct OpenMart {
+    id: MartId,
+    incarnation: Uuid,
+    watcher: Watcher,
+    hold: watch::Receiver<bool>,
+    stop: CancellationToken,
+    ended: CancellationToken,
+}
+
+impl Marts {
+    /// None is open.
+    pub fn new(ground: Arc<Ground>) -> Self {
+        Self { ground, open: Mutex::default(), tasks: TaskTracker::new() }
+    }
+
+    /// What they stand on.
+    pub fn ground(&self) -> &Arc<Ground> {
+        &self.ground
+    }
+
+    /// The mart in that life, opened if it is not.
+    pub fn open(&self, id: &MartId, incarnation: Uuid) -> Result<Arc<OpenMart>, ApiError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.tasks.is_closed() {
+            return Err(ApiError::new(Code::Unavailable, "the server is shutting down"));
+        }
+        if let Some(found) = open.get(id)
+            && found.incarnation == incarnation
+            && !found.can_be_opened_anew()
+        {
+            return Ok(found.clone());
+        }
+        let (phase, phases) = watch::channel(Phase::Opening);
+        let (progress, progresses) = watch::channel(Progress::default());
+        let (hold, held) = watch::channel(false);
+        let mart = Arc::new(OpenMart {
+            id: id.clone(),
+            incarnation,
+            watcher: Watcher { phase: phases, progress: progresses },
+            hold: held,
+            stop: CancellationToken::new(),
+            ended: CancellationToken::new(),
+        });
+        let before = open.insert(id.clone(), mart.clone());
+        let life = life::Life { ground: self.ground.clone(), id: id.clone(), incarnation, phase, progress, hold, stop: mart.stop.clone() };
+        let ended = mart.ended.clone().drop_guard();
+        self.tasks.spawn(async move {
+            if let Some(before) = before {
+                // The life before this one must have let go of the files.
+                before.close().await;
+            }
+            life.run().await;
+            drop(ended);
+        });
+        Ok(mart)
+    }
+
+    /// The mart if it is open just now.
+    pub fn get(&self, id: &MartId) -> Option<Arc<OpenMart>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Closes a mart and forgets it.
+    pub async fn close(&self, id: &MartId) {
+        let mart = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        if let Some(mart) = mart {
+            mart.close().await;
+        }
+    }
+
+    /// Opens nothing more, closes all, and returns when all are closed.
+    pub async fn shutdown(&self) {
+        let all: Vec<_> = {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            self.tasks.close();
+            open.values().cloned().collect()
+        };
+        for mart in all {
+            mart.stop.cancel();
+        }
+        self.tasks.wait().await;
+    }
+}
+
+impl OpenMart {
+    /// Which mart.
+    pub fn id(&self) -> &MartId {
+        &self.id
+    }
+
+    /// Which life of it.
+    pub fn incarnation(&self) -> Uuid {
+        self.incarnation
+    }
+
+    /// The engine, once it takes requests.
+    pub async fn live(&self) -> Result<Arc<Live>, ApiError> {
+        self.watcher.live().await
+    }
+
+    /// An observer of its own.
+    pub fn watcher(&self) -> Watcher {
+        self.watcher.clone()
+    }
+
+    /// Waits until a commit is in the object store.
+    pub async fn landed(&self, position: replica::Position, wait: Duration) -> Landed {
+        self.watcher.landed(position, wait).await
+    }
+
+    /// Whether a commit is there now.
+    pub fn landed_now(&self, position: Option<replica::Position>) -> Landed {
+        self.watcher.landed_now(position)
+    }
+
+    /// True while writers should wait before they reach the engine, because a checkpoint begins.
+    pub fn holds_writers(&self) -> bool {
+        *self.hold.borrow()
+    }
+
+    /// Waits until writers may pass; not for ever, since the engine has a gate of its own.
+    pub async fn writers_may_pass(&self) {
+        let mut hold = self.hold.clone();
+        // Late or closed, the request goes on to the engine, which knows best.
+        let _ = tokio::time::timeout(HOLD_WAIT, hold.wait_for(|held| !held)).await;
+    }
+
+    async fn close(&self) {
+        self.stop.cancel();
+        self.ended.cancelled().await;
+    }
+
+    /// A mart that closed for a passing reason is opened anew by the next request. One that was fenced stays closed: taking it back
+    /// from a node that serves it would only move the quarrel there.
+    fn can_be_opened_anew(&self) -> bool {
+        matches!(&*self.watcher.phase.borrow(), Phase::Closed(error) if error.code != Code::Fenced)
+    }
+}

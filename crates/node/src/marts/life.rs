@@ -1,0 +1,225 @@
+//! One open mart from opening its files to closing them: an engine after another, each with its replication.
+//!
+//! # Consistency
+//! Requests reach an engine only after its files were compared with the log, so every position an answer names belongs to the epoch
+//! that ships it.
+//!
+//! # Crash consistency
+//! Whatever dies, the next life starts from the files and the log alone.
+//!
+//! # Cancellation
+//! Ends only by its stop token: the engine is asked to end and its last commits are shipped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::config::GatewayConfig;
+use replica::{Adopt, Error, How, MartReplica, Opened, Shipper};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Ground, Live, Phase, Progress};
+use crate::clock::Backoff;
+use crate::error::{ApiError, Code};
+use crate::gateway;
+use crate::names::MartId;
+use crate::replicator::{End, Feed, FeedError, Replicator};
+use crate::stores::StoreError;
+use crate::supervisor::{Engine, Launch, MartLock, SpawnError};
+
+/// Running queries have this long to end when their mart closes.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The task of one open mart.
+pub(super) struct Life {
+    pub ground: Arc<Ground>,
+    pub id: MartId,
+    pub incarnation: Uuid,
+    pub phase: watch::Sender<Phase>,
+    pub progress: watch::Sender<Progress>,
+    pub hold: watch::Sender<bool>,
+    pub stop: CancellationToken,
+}
+
+/// Why one engine's life is over, or could not begin.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+    #[error(transparent)]
+    Replica(#[from] Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the mart's directory or lock can't be had")]
+    Disk(#[from] std::io::Error),
+    #[error("the engine ended")]
+    Engine,
+    #[error("asked to close")]
+    Stopped,
+}
+
+impl Life {
+    pub(super) async fn run(self) {
+        let trouble = self.serve().await;
+        let error = self.explain(&trouble);
+        self.progress.send_modify(|progress| progress.closed = true);
+        self.phase.send_replace(Phase::Closed(error));
+    }
+
+    /// Opens the files and serves them until something final happens.
+    async fn serve(&self) -> Trouble {
+        let dir = self.ground.mart_dir(&self.id);
+        let lock = match std::fs::create_dir_all(&dir) {
+            Ok(()) => MartLock::acquire(&dir).await,
+            Err(error) => Err(error),
+        };
+        let lock = match lock {
+            Ok(lock) => lock,
+            Err(error) => return error.into(),
+        };
+        let mut opened = match self.open_files(&dir).await {
+            Ok(opened) => opened,
+            Err(trouble) => return trouble,
+        };
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
+        loop {
+            let trouble = self.one_engine(&lock, &opened.dir, &mut opened.shipper).await;
+            match &trouble {
+                Trouble::Stopped => return trouble,
+                Trouble::Replica(error) if !(error.is_transient() || matches!(error, Error::Diverged(_))) => return trouble,
+                _ if self.stop.is_cancelled() => return Trouble::Stopped,
+                _ => {}
+            }
+            let wait = backoff.after_failure();
+            tracing::warn!(mart = %self.id, reason = %chain(&trouble), ?wait, "starting the engine again");
+            self.phase.send_replace(Phase::Down(Instant::now() + wait));
+            if self.stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+                return Trouble::Stopped;
+            }
+            self.phase.send_replace(Phase::Opening);
+        }
+    }
+
+    /// Reuses the local files or restores them, for as long as the store is only away.
+    async fn open_files(&self, dir: &std::path::Path) -> Result<Opened, Trouble> {
+        let replica: MartReplica = self.ground.replica(&self.id, self.incarnation)?;
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        loop {
+            let attempt = self.stop.run_until_cancelled(replica.open_writer(dir, &self.ground.node)).await;
+            let error = match attempt.ok_or(Trouble::Stopped)? {
+                Ok(opened) => {
+                    match opened.how {
+                        How::Fresh => tracing::info!(mart = %self.id, "new mart"),
+                        How::Reused => tracing::info!(mart = %self.id, "local files reused"),
+                        How::Restored { bytes, took } => tracing::info!(mart = %self.id, bytes, ?took, "restored from the object store"),
+                    }
+                    return Ok(opened);
+                }
+                Err(error) if error.is_transient() => error,
+                Err(error) => return Err(error.into()),
+            };
+            let wait = backoff.after_failure();
+            tracing::warn!(mart = %self.id, error = %chain(&error), ?wait, "the object store is away; the mart stays closed");
+            self.phase.send_replace(Phase::Down(Instant::now() + wait));
+            self.stop.run_until_cancelled(tokio::time::sleep(wait)).await.ok_or(Trouble::Stopped)?;
+        }
+    }
+
+    async fn one_engine(&self, lock: &MartLock, dir: &std::path::Path, shipper: &mut Shipper) -> Trouble {
+        let started = self.stop.run_until_cancelled(self.start(lock, dir, shipper)).await;
+        let (live, feed, _grant) = match started {
+            Some(Ok(started)) => started,
+            Some(Err(trouble)) => return trouble,
+            None => return Trouble::Stopped,
+        };
+        let replicator = Replicator { live: &live, feed, shipper, progress: &self.progress, hold: &self.hold, stop: &self.stop };
+        self.phase.send_replace(Phase::Ready(live.clone()));
+        let asked_to_end = async {
+            self.stop.cancelled().await;
+            live.engine.shutdown(GRACE).await;
+        };
+        let replicating = replicator.run();
+        tokio::pin!(asked_to_end, replicating);
+        let end = tokio::select! {
+            end = replicating.as_mut() => end,
+            () = asked_to_end => replicating.await,
+        };
+        // Whoever still has an answer under way keeps the engine's handle, not its life.
+        live.engine.kill();
+        live.engine.exited().await;
+        match end {
+            End::Engine => Trouble::Engine,
+            End::Stopped => Trouble::Stopped,
+            End::Replica(error) => error.into(),
+        }
+    }
+
+    /// Starts an engine and compares its files with the log.
+    async fn start(&self, lock: &MartLock, dir: &std::path::Path, shipper: &mut Shipper) -> Result<(Arc<Live>, Feed, gateway::Grant), Trouble> {
+        let grant = self.ground.gateway.grant(&self.id.tenant, &self.id.mart)?;
+        let gateway = GatewayConfig {
+            endpoint: self.ground.gateway.addr().to_string(),
+            key_id: grant.key_id.clone(),
+            secret: grant.secret.clone(),
+            scopes: grant.scopes.clone(),
+            region: gateway::REGION.into(),
+        };
+        let launch = Launch { id: &self.id, dir, lock, limits: &self.ground.limits, gateway: Some(gateway) };
+        let engine = launch.start(&self.ground.sockets).await?;
+        match self.compare(&engine, shipper).await {
+            Ok(feed) => Ok((Arc::new(Live { engine, epoch: shipper.epoch(), dir: dir.to_owned() }), feed, grant)),
+            Err(trouble) => {
+                // The next engine must not meet this one.
+                engine.kill();
+                engine.exited().await;
+                Err(trouble)
+            }
+        }
+    }
+
+    /// Whether the engine's files continue the log; if not, begins an epoch that they do continue.
+    async fn compare(&self, engine: &Engine, shipper: &mut Shipper) -> Result<Feed, Trouble> {
+        let feed = Feed::connect(engine.client().clone()).await?;
+        match shipper.adopt(feed.first()).await {
+            Ok(Adopt::Match | Adopt::NeedsBase) => {}
+            Err(Error::Diverged(why)) => {
+                tracing::warn!(mart = %self.id, why, "local files went another way than the log: a new epoch begins with them");
+                shipper.rebase(&self.ground.node).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(feed)
+    }
+
+    /// What requests are told from now on.
+    fn explain(&self, trouble: &Trouble) -> ApiError {
+        match trouble {
+            Trouble::Stopped | Trouble::Engine => tracing::info!(mart = %self.id, "mart closed"),
+            _ => tracing::error!(mart = %self.id, reason = %chain(trouble), "mart closed"),
+        }
+        match trouble {
+            Trouble::Replica(Error::Fenced { .. }) => ApiError::new(Code::Fenced, "another node has taken over this mart")
+                .hint("send the request there; restart this node to take the mart back"),
+            Trouble::Replica(Error::Dropped) => ApiError::new(Code::NotFound, format!("mart `{}` was dropped", self.id.mart)),
+            Trouble::Replica(Error::Corrupt { .. } | Error::NotFound(_)) => {
+                ApiError::new(Code::Corrupt, "the mart's replica does not pass its checks").hint("the server's log names the object")
+            }
+            _ => ApiError::new(Code::Unavailable, "the mart is closed").hint("try again; the server's log says more"),
+        }
+    }
+}
+
+/// An error with its causes, for the log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}

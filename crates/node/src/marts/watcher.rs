@@ -1,0 +1,178 @@
+//! What others may know of an open mart: whether its engine is up, and how far its replica has come.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use replica::Position;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::error::{ApiError, Code};
+use crate::supervisor::Engine;
+
+/// An engine that takes requests.
+pub struct Live {
+    /// The process.
+    pub engine: Engine,
+    /// The epoch that its commits belong to.
+    pub epoch: u64,
+    /// The directory of its files.
+    pub dir: std::path::PathBuf,
+}
+
+/// Where an open mart stands.
+#[derive(Clone)]
+pub enum Phase {
+    /// Its files are being restored or its engine is starting.
+    Opening,
+    /// It takes requests.
+    Ready(Arc<Live>),
+    /// Its engine ended or can't start; tried again then.
+    Down(Instant),
+    /// It is not open any more, and why.
+    Closed(ApiError),
+}
+
+/// How far a mart's replica has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The current epoch; positions of an earlier one are settled by the log alone.
+    pub epoch: u64,
+    /// Everything up to here is in the object store.
+    pub durable: Option<Position>,
+    /// The newest commit that the engine reported.
+    pub newest: Option<Position>,
+    /// Nobody ships any more.
+    pub closed: bool,
+}
+
+/// Whether a commit has reached the object store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Landed {
+    /// It has.
+    Durable,
+    /// Not yet.
+    Late,
+    /// The mart's files went another way before it did.
+    Lost,
+}
+
+/// An observer of a mart; cheap to clone.
+#[derive(Clone)]
+pub struct Watcher {
+    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) progress: watch::Receiver<Progress>,
+}
+
+/// A request waits so long for a mart that is being opened; a restore may take longer.
+const OPEN_WAIT: Duration = Duration::from_secs(60);
+/// A restart further away than this is not waited for.
+const RESTART_WAIT: Duration = Duration::from_secs(2);
+
+impl Watcher {
+    /// The mart's engine, once it takes requests.
+    pub async fn live(&self) -> Result<Arc<Live>, ApiError> {
+        if let Phase::Ready(live) = &*self.phase.borrow() {
+            return Ok(live.clone());
+        }
+        let mut phase = self.phase.clone();
+        let settled = tokio::time::timeout(OPEN_WAIT, phase.wait_for(|phase| match phase {
+            Phase::Opening => false,
+            Phase::Ready(_) | Phase::Closed(_) => true,
+            Phase::Down(until) => until.duration_since(Instant::now()) > RESTART_WAIT,
+        }));
+        match settled.await {
+            Ok(Ok(phase)) => match &*phase {
+                Phase::Ready(live) => Ok(live.clone()),
+                Phase::Closed(error) => Err(error.clone()),
+                Phase::Opening | Phase::Down(_) => Err(ApiError::new(Code::Unavailable, "the mart's engine keeps ending")
+                    .hint("it is started again after a pause; the server's log says why it ends")),
+            },
+            Ok(Err(_)) => Err(ApiError::new(Code::Unavailable, "the mart is closing").hint("try again")),
+            Err(_) => Err(ApiError::new(Code::Unavailable, "the mart is being opened").hint("a large mart takes a while to restore; try again")),
+        }
+    }
+
+    /// Waits until a commit is in the object store.
+    pub async fn landed(&self, position: Position, wait: Duration) -> Landed {
+        let mut progress = self.progress.clone();
+        let settled = progress.wait_for(|progress| judge(progress, position) != Landed::Late || progress.closed);
+        match tokio::time::timeout(wait, settled).await {
+            Ok(Ok(progress)) => match judge(&progress, position) {
+                Landed::Late => Landed::Lost,
+                settled => settled,
+            },
+            Ok(Err(_)) => Landed::Lost,
+            Err(_) => Landed::Late,
+        }
+    }
+
+    /// Whether it is there now; without a position, nothing is missing.
+    pub fn landed_now(&self, position: Option<Position>) -> Landed {
+        position.map_or(Landed::Durable, |position| judge(&self.progress.borrow(), position))
+    }
+
+    /// Changes of the progress.
+    pub fn subscribe(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// How far the replica has come.
+    pub fn progress(&self) -> Progress {
+        *self.progress.borrow()
+    }
+}
+
+fn judge(progress: &Progress, position: Position) -> Landed {
+    if position.epoch != progress.epoch {
+        return Landed::Lost;
+    }
+    match progress.durable {
+        Some(durable) if durable >= position => Landed::Durable,
+        _ => Landed::Late,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watcher(progress: Progress) -> (watch::Sender<Progress>, Watcher) {
+        let (_, phase) = watch::channel(Phase::Opening);
+        let (send, progress) = watch::channel(progress);
+        (send, Watcher { phase, progress })
+    }
+
+    fn at(text: &str) -> Position {
+        text.parse().expect("a legal position")
+    }
+
+    #[tokio::test]
+    async fn a_commit_of_a_lost_epoch_is_never_reported_durable() {
+        let start = Progress { epoch: 1, durable: Some(at("1.3.100")), ..Progress::default() };
+        let (send, watcher) = watcher(start);
+        let waiting = tokio::spawn({
+            let watcher = watcher.clone();
+            async move { watcher.landed(at("1.3.200"), Duration::from_secs(60)).await }
+        });
+        send.send_replace(Progress { epoch: 2, durable: Some(at("2.9.900")), ..start });
+        assert_eq!(waiting.await.expect("it does not panic"), Landed::Lost);
+    }
+
+    #[tokio::test]
+    async fn a_base_of_a_later_iteration_covers_what_was_before() {
+        let start = Progress { epoch: 1, durable: Some(at("1.3.100")), ..Progress::default() };
+        let (send, watcher) = watcher(start);
+        assert_eq!(watcher.landed_now(Some(at("1.3.200"))), Landed::Late);
+        assert_eq!(watcher.landed(at("1.3.200"), Duration::ZERO).await, Landed::Late);
+        send.send_replace(Progress { durable: Some(at("1.4.0")), ..start });
+        assert_eq!(watcher.landed(at("1.3.200"), Duration::ZERO).await, Landed::Durable);
+    }
+
+    #[tokio::test]
+    async fn a_mart_that_closes_leaves_nobody_waiting() {
+        let (send, watcher) = watcher(Progress { epoch: 1, ..Progress::default() });
+        send.send_replace(Progress { epoch: 1, closed: true, ..Progress::default() });
+        assert_eq!(watcher.landed(at("1.1.1"), Duration::from_secs(60)).await, Landed::Lost);
+    }
+}

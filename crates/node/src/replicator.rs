@@ -1,0 +1,289 @@
+//! Ships an engine's commits to the object store, and decides when it checkpoints. One per life of an engine.
+//!
+//! It does not start or end engines and does not know what is in a record (crate `replica` does).
+//!
+//! # Consistency
+//! Commits are shipped in the engine's order, as many at once as have come together; the durable position moves only after the object
+//! store has the record. A checkpoint runs only when everything before it is shipped, and nothing counts after it before its base.
+//!
+//! # Crash consistency
+//! Nothing is kept: after any death the next life compares the files with the log.
+//!
+//! # Cancellation
+//! Dropping the run leaves at most a record whose outcome the shipper settles at its next call.
+
+mod feed;
+
+use std::time::Duration;
+
+use engine::wire;
+use replica::{CommitPoint, Error, Position, Shipper};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use feed::{Feed, FeedError};
+
+use crate::clock::Backoff;
+use crate::marts::{Live, Progress};
+use crate::router::CallError;
+
+/// A mart without a commit for so long is idle.
+const IDLE: Duration = Duration::from_secs(5);
+/// A log smaller than this is not worth a checkpoint.
+const IDLE_WAL_BYTES: u64 = 1 << 20;
+/// How long writers may be held off for everything to be shipped before a checkpoint.
+const QUIET: Duration = Duration::from_secs(2);
+/// How long a checkpoint waits for running transactions and old readers.
+const READER_WAIT: Duration = Duration::from_secs(2);
+/// After a checkpoint that did not get through.
+const CHECKPOINT_RETRY: Duration = Duration::from_secs(10);
+/// Readers that stand in the way this long, or with a log this large, are aborted.
+const READER_PATIENCE: Duration = Duration::from_secs(300);
+const ABORT_WAL_BYTES: u64 = 256 << 20;
+/// A closing mart has this long to get its last commits out.
+const LAST_SHIP: Duration = Duration::from_secs(30);
+
+/// Why shipping ended.
+#[derive(Debug)]
+pub enum End {
+    /// The engine ended; everything it reported is shipped.
+    Engine,
+    /// It was asked to stop; everything is shipped that could be.
+    Stopped,
+    /// The replica can't go on with these files.
+    Replica(Error),
+}
+
+/// One life's replication.
+pub struct Replicator<'a> {
+    /// The engine.
+    pub live: &'a Live,
+    /// Its commits.
+    pub feed: Feed,
+    /// Where they go.
+    pub shipper: &'a mut Shipper,
+    /// Who wants to know.
+    pub progress: &'a watch::Sender<Progress>,
+    /// True holds writers back before they reach the engine.
+    pub hold: &'a watch::Sender<bool>,
+    /// Ends it, after the engine was asked to end.
+    pub stop: &'a CancellationToken,
+}
+
+/// What is waiting to be shipped and what is planned.
+struct Plan {
+    pending: Vec<CommitPoint>,
+    base_due: Option<u64>,
+    idle_at: Instant,
+    not_before: Instant,
+    refused_since: Option<Instant>,
+}
+
+impl Replicator<'_> {
+    /// Ships until the engine ends, a stop, or an error that trying again does not help.
+    pub async fn run(mut self) -> End {
+        let now = Instant::now();
+        let first = self.feed.first();
+        let mut plan = Plan {
+            pending: vec![first],
+            base_due: self.shipper.needs_base().then_some(first.iteration),
+            idle_at: now + IDLE,
+            not_before: now,
+            refused_since: None,
+        };
+        self.announce(Some(&first));
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        loop {
+            match self.step(&mut plan).await {
+                Ok(Some(end)) => return end,
+                Ok(None) => backoff.success(),
+                Err(error) if error.is_transient() => {
+                    let wait = backoff.after_failure();
+                    tracing::warn!(%error, waiting = plan.pending.len(), ?wait, "commits are not shipped; trying again");
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = self.stop.cancelled() => return self.last(plan).await,
+                    }
+                }
+                Err(error) => return End::Replica(error),
+            }
+        }
+    }
+
+    /// One thing at a time: a base that is due, commits, a checkpoint, or waiting for either.
+    async fn step(&mut self, plan: &mut Plan) -> Result<Option<End>, Error> {
+        self.ship(plan).await?;
+        if self.checkpoint_wanted(plan) {
+            return self.checkpoint(plan).await.map(|()| None);
+        }
+        let wake = match self.shipper.wal_bytes() > IDLE_WAL_BYTES || self.shipper.wants_checkpoint() {
+            true => plan.idle_at.max(plan.not_before),
+            false => Instant::now() + Duration::from_secs(3600),
+        };
+        tokio::select! {
+            biased;
+            more = self.feed.arrived() => {
+                if !more {
+                    return Ok(Some(End::Engine));
+                }
+                self.collect(plan);
+            }
+            () = self.stop.cancelled() => return Ok(Some(self.last(std::mem::replace(plan, Plan::empty())).await)),
+            () = tokio::time::sleep_until(wake) => {}
+        }
+        Ok(None)
+    }
+
+    fn collect(&mut self, plan: &mut Plan) {
+        let points = self.feed.take();
+        if let Some(newest) = points.last() {
+            plan.idle_at = Instant::now() + IDLE;
+            self.announce(Some(newest));
+        }
+        plan.pending.extend(points);
+    }
+
+    /// Ships the base that is due, then all commits that wait.
+    async fn ship(&mut self, plan: &mut Plan) -> Result<(), Error> {
+        if plan.base_due.is_none() {
+            // A checkpoint whose answer got lost shows in the commits that follow it.
+            let shipped = self.shipper.durable().iteration;
+            plan.base_due = plan.pending.iter().map(|point| point.iteration).max().filter(|iteration| *iteration > shipped);
+        }
+        if let Some(iteration) = plan.base_due {
+            let started = Instant::now();
+            let position = self.shipper.ship_base(iteration).await?;
+            tracing::info!(%position, took_ms = started.elapsed().as_millis(), "base shipped");
+            plan.base_due = None;
+            self.announce(None);
+        }
+        let durable = self.shipper.durable();
+        plan.pending.retain(|point| beyond(point, durable));
+        if plan.pending.is_empty() {
+            return Ok(());
+        }
+        self.shipper.ship(&plan.pending).await?;
+        plan.pending.clear();
+        self.announce(None);
+        Ok(())
+    }
+
+    fn announce(&self, newest: Option<&CommitPoint>) {
+        let (epoch, durable) = (self.live.epoch, self.shipper.durable());
+        self.progress.send_modify(|progress| {
+            let newest = newest.map(|point| Position { epoch, iteration: point.iteration, wal_bytes: point.wal_end }).or(progress.newest);
+            // Before its first base an epoch has nothing durable of its own.
+            let durable = Some(durable).filter(|_| !self.shipper.needs_base());
+            *progress = Progress { epoch, durable, newest, closed: false };
+        });
+    }
+
+    fn checkpoint_wanted(&self, plan: &Plan) -> bool {
+        let now = Instant::now();
+        let idle = now >= plan.idle_at && self.shipper.wal_bytes() > IDLE_WAL_BYTES;
+        now >= plan.not_before && (idle || self.shipper.wants_checkpoint())
+    }
+
+    /// Holds writers back, ships the rest, checkpoints, and makes the base due.
+    async fn checkpoint(&mut self, plan: &mut Plan) -> Result<(), Error> {
+        let held = Held::new(self.hold);
+        if !self.all_shipped(plan).await? {
+            self.refused(plan, "writers are busy");
+            return Ok(());
+        }
+        let patience_over = plan.refused_since.is_some_and(|since| since.elapsed() > READER_PATIENCE);
+        let request = wire::CheckpointRequest {
+            reader_wait_ms: u64::try_from(READER_WAIT.as_millis()).unwrap_or(u64::MAX),
+            abort_readers: patience_over || self.shipper.wal_bytes() > ABORT_WAL_BYTES,
+        };
+        let answer = self.live.engine.client().call::<_, wire::CheckpointAnswer>("/checkpoint", &request).await;
+        drop(held);
+        match answer {
+            Ok(answer) => {
+                tracing::info!(iteration = answer.iteration, stall_ms = answer.stall_ms, "checkpoint");
+                plan.base_due = Some(answer.iteration);
+                plan.refused_since = None;
+                plan.idle_at = Instant::now() + IDLE;
+            }
+            Err(CallError::Refused { message, .. }) => self.refused(plan, &message),
+            // The engine is going or gone; its feed will say so.
+            Err(error) => self.refused(plan, &error.to_string()),
+        }
+        Ok(())
+    }
+
+    /// Ships until the log on disk holds nothing more, with new writers held back; false if running ones take too long.
+    async fn all_shipped(&mut self, plan: &mut Plan) -> Result<bool, Error> {
+        let deadline = Instant::now() + QUIET;
+        loop {
+            match self.shipper.begin_checkpoint().await {
+                Ok(()) => return Ok(true),
+                Err(Error::Misuse(_)) => {}
+                Err(error) => return Err(error),
+            }
+            match tokio::time::timeout_at(deadline, self.feed.arrived()).await {
+                Ok(true) => self.collect(plan),
+                Ok(false) | Err(_) => return Ok(false),
+            }
+            self.ship(plan).await?;
+        }
+    }
+
+    fn refused(&self, plan: &mut Plan, why: &str) {
+        let now = Instant::now();
+        tracing::info!(why, wal_bytes = self.shipper.wal_bytes(), "checkpoint put off");
+        plan.refused_since.get_or_insert(now);
+        plan.not_before = now + CHECKPOINT_RETRY;
+    }
+
+    /// After a stop: the engine is ending; ships what it still reports.
+    async fn last(&mut self, mut plan: Plan) -> End {
+        let rest = async {
+            loop {
+                match self.ship(&mut plan).await {
+                    Ok(()) if !self.feed.arrived().await => return Ok(()),
+                    Ok(()) => self.collect(&mut plan),
+                    Err(error) if error.is_transient() => tokio::time::sleep(Duration::from_millis(200)).await,
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        match tokio::time::timeout(LAST_SHIP, rest).await {
+            Ok(Ok(())) => End::Stopped,
+            Ok(Err(error)) => End::Replica(error),
+            Err(_) => {
+                tracing::warn!("the object store is away: the last commits stay on this disk until the next start");
+                End::Stopped
+            }
+        }
+    }
+}
+
+impl Plan {
+    fn empty() -> Self {
+        let now = Instant::now();
+        Self { pending: Vec::new(), base_due: None, idle_at: now, not_before: now, refused_since: None }
+    }
+}
+
+/// Whether a commit is not in the object store yet.
+fn beyond(point: &CommitPoint, durable: Position) -> bool {
+    (point.iteration, point.wal_end) > (durable.iteration, durable.wal_bytes)
+}
+
+/// Holds writers back until dropped.
+struct Held<'a>(&'a watch::Sender<bool>);
+
+impl<'a> Held<'a> {
+    fn new(hold: &'a watch::Sender<bool>) -> Self {
+        hold.send_replace(true);
+        Self(hold)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
+}

@@ -1,0 +1,211 @@
+//! From a checked request to its engine and back: adds who asks, moves the bytes untouched, and holds the answer's head until the
+//! commit it reports is as durable as was asked for.
+//!
+//! It never looks into a result, and reads of an answer only the headers of `engine::wire` and the JSON of errors.
+//!
+//! **Invariant:** no byte of an answer that reports a commit leaves under `durability=object` before that commit is in the object store.
+
+mod client;
+mod held;
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use engine::wire::{Point, Role, header};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
+use http_body_util::{BodyExt, Full, Limited};
+use replica::Position;
+use serde::Deserialize;
+use uuid::Uuid;
+
+pub use client::{CallError, ClientError, EngineBody, EngineClient, request};
+
+use crate::error::{ApiError, Code, Outcome};
+use crate::marts::{Landed, Live, OpenMart};
+use crate::supervisor::DEAF_MS;
+
+/// Answer header: the position of the request's commit, else the one it read at.
+pub const POSITION: HeaderName = HeaderName::from_static("tarn-position");
+/// Answer header: `object` if that position is in the object store, else `local`.
+pub const DURABLE: HeaderName = HeaderName::from_static("tarn-durable");
+
+/// An engine ends a query at its deadline and itself when the query does not listen; past this much more, the node ends the engine.
+const LAST_RESORT: Duration = Duration::from_millis(DEAF_MS + 5_000);
+const MAX_ERROR_BYTES: usize = 1 << 20;
+/// What is passed on of an engine's answer.
+const PASSED: [HeaderName; 4] =
+    [CONTENT_TYPE, CONTENT_LENGTH, HeaderName::from_static(header::QUERY_ID), HeaderName::from_static(header::REPLAYED)];
+
+/// When a commit is acknowledged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// When it is in the object store.
+    #[default]
+    Object,
+    /// When it is on the node's disk.
+    Local,
+}
+
+/// A checked query on its way to an engine.
+pub struct Ask {
+    /// The query's id.
+    pub id: Uuid,
+    /// Who asks.
+    pub principal: String,
+    /// What that principal may do in this mart.
+    pub role: Role,
+    /// When to acknowledge.
+    pub durability: Durability,
+    /// The public JSON body, with its deadline in it.
+    pub body: Bytes,
+    /// That deadline.
+    pub timeout: Duration,
+    /// `Accept` and `Idempotency-Key`, passed on as they are.
+    pub headers: HeaderMap,
+    /// True if nothing in the SQL can write.
+    pub reads_only: bool,
+}
+
+impl Ask {
+    fn request(&self) -> Request<Full<Bytes>> {
+        let mut request = request(Method::POST, "/query", self.body.clone());
+        let headers = request.headers_mut();
+        for name in [ACCEPT, HeaderName::from_static(header::IDEMPOTENCY_KEY)] {
+            if let Some(value) = self.headers.get(&name) {
+                headers.insert(name, value.clone());
+            }
+        }
+        let role = match self.role {
+            Role::Reader => "reader",
+            Role::Writer => "writer",
+            Role::Admin => "admin",
+        };
+        headers.insert(header::ROLE, HeaderValue::from_static(role));
+        headers.insert(header::QUERY_ID, text(&self.id));
+        headers.insert(header::PRINCIPAL, text(&self.principal));
+        request
+    }
+
+    fn lost(&self) -> ApiError {
+        let outcome = if self.reads_only { Outcome::None } else { Outcome::Unknown };
+        ApiError::new(Code::Unavailable, "the mart's engine ended while this request ran")
+            .hint("it restarts by itself; if this request makes it end again, use less memory or simpler functions")
+            .outcome(outcome)
+    }
+}
+
+/// Runs a query on its mart's engine. `wait` bounds how long the answer is held for durability.
+pub async fn query(mart: &OpenMart, ask: &Ask, wait: Duration) -> Result<Response, ApiError> {
+    let live = mart.live().await?;
+    let sent = tokio::time::timeout(ask.timeout.saturating_add(LAST_RESORT), live.engine.client().send(ask.request())).await;
+    let response = match sent {
+        Ok(Ok(response)) => response,
+        Ok(Err(ClientError::Unsent)) => {
+            return Err(ApiError::new(Code::Unavailable, "the mart's engine is restarting").hint("try again in a moment"));
+        }
+        Ok(Err(ClientError::Lost)) => return Err(ask.lost()),
+        Err(_) => {
+            tracing::warn!(mart = %mart.id(), query = %ask.id, "ending an engine that is deaf to deadlines");
+            live.engine.kill();
+            let outcome = if ask.reads_only { Outcome::None } else { Outcome::Unknown };
+            return Err(ApiError::new(Code::Timeout, "the query passed its deadline and did not stop").outcome(outcome));
+        }
+    };
+    let (head, body) = response.into_parts();
+    let moment = Moment::of(&head.headers, live.epoch);
+    let landed = match (moment.commit, ask.durability) {
+        (Some(position), Durability::Object) => mart.landed(position, wait).await,
+        _ => mart.landed_now(moment.position),
+    };
+    if !head.status.is_success() {
+        return refusal(body, ask, moment, landed).await;
+    }
+    if let (Some(position), Durability::Object) = (moment.commit, ask.durability) {
+        match landed {
+            Landed::Durable => {}
+            Landed::Late => return Err(not_yet_durable(position)),
+            Landed::Lost => return Err(lost_track(position)),
+        }
+    }
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = head.status;
+    for name in PASSED {
+        if let Some(value) = head.headers.get(&name) {
+            answer.headers_mut().insert(name, value.clone());
+        }
+    }
+    moment.describe(answer.headers_mut(), landed);
+    *answer.body_mut() = match head.headers.get(http::header::TRAILER) {
+        Some(_) => held::hold(body, mart.watcher(), live, ask.durability, wait),
+        None => Body::new(body),
+    };
+    Ok(answer)
+}
+
+/// Where in the mart's history an answer belongs.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    /// The request's own commit.
+    commit: Option<Position>,
+    /// That, or what it read at.
+    position: Option<Position>,
+}
+
+impl Moment {
+    fn of(headers: &HeaderMap, epoch: u64) -> Self {
+        let at = |name: &str| position(headers.get(name)?, epoch);
+        let commit = at(header::COMMIT);
+        Self { commit, position: commit.or_else(|| at(header::AT)) }
+    }
+
+    fn describe(&self, headers: &mut HeaderMap, landed: Landed) {
+        if let Some(position) = self.position {
+            headers.insert(POSITION, text(&position));
+            headers.insert(DURABLE, HeaderValue::from_static(if landed == Landed::Durable { "object" } else { "local" }));
+        }
+    }
+}
+
+fn position(value: &HeaderValue, epoch: u64) -> Option<Position> {
+    let Point { iteration, wal_bytes } = value.to_str().ok()?.parse().ok()?;
+    Some(Position { epoch, iteration, wal_bytes })
+}
+
+/// The engine's error with what only the node knows.
+async fn refusal(body: EngineBody, ask: &Ask, moment: Moment, landed: Landed) -> Result<Response, ApiError> {
+    let bytes = Limited::new(body, MAX_ERROR_BYTES).collect().await.map_err(|_| ask.lost())?.to_bytes();
+    let mut error: ApiError =
+        serde_json::from_slice(&bytes).map_err(|cause| ApiError::internal("an engine's error can't be read", cause).outcome(Outcome::Unknown))?;
+    error.position = moment.commit.map(|position| position.to_string());
+    error.request_id = ask.id.to_string();
+    let mut response = error.into_response();
+    if moment.commit.is_some() {
+        moment.describe(response.headers_mut(), landed);
+    }
+    Ok(response)
+}
+
+fn not_yet_durable(position: Position) -> ApiError {
+    ApiError::new(Code::NotYetDurable, "committed on the node, but not yet in the object store")
+        .hint("do not send it again: ask `…/positions/{position}` whether it has arrived")
+        .outcome(Outcome::Committed)
+        .position(position)
+}
+
+fn lost_track(position: Position) -> ApiError {
+    ApiError::new(Code::Unavailable, "the mart was reopened before this commit reached the object store")
+        .hint("look whether the change is there before you send it again")
+        .outcome(Outcome::Unknown)
+        .position(position)
+}
+
+fn text(value: &impl ToString) -> HeaderValue {
+    HeaderValue::from_str(&value.to_string()).expect("ids and positions are visible ASCII")
+}
+
+/// Kept alive by a body that streams: the engine must not be dropped before its answer ends.
+pub type Held = std::sync::Arc<Live>;

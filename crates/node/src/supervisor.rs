@@ -1,0 +1,120 @@
+//! Engines as processes: spawning one for a mart, knowing when it ends, ending it.
+//!
+//! One [`Engine`] is one life of one process; restarting is the mart's business. It knows nothing of replicas.
+//!
+//! **Invariants:** an engine never outlives its node (it holds one end of a socket pair whose other end only the node has) and never
+//! runs beside another engine of the same mart on this machine (it inherits the mart's lock). It gets no environment.
+
+mod lock;
+mod socket;
+mod spawn;
+
+use std::os::fd::OwnedFd;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use engine::wire;
+use tokio::process::Child;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use lock::MartLock;
+pub use socket::SocketDir;
+pub use spawn::{DEAF_MS, Launch, SpawnError};
+
+use crate::names::MartId;
+use crate::router::EngineClient;
+
+/// A running engine. Dropping it kills the process.
+pub struct Engine {
+    client: EngineClient,
+    pid: u32,
+    kill: CancellationToken,
+    exited: watch::Receiver<Option<ExitStatus>>,
+    /// The node's end of the life line: the engine ends when it is closed, also by the node's death.
+    _life: OwnedFd,
+}
+
+impl Engine {
+    fn watch(id: MartId, mut child: Child, client: EngineClient, life: OwnedFd) -> Self {
+        let kill = CancellationToken::new();
+        let (send, exited) = watch::channel(None);
+        let pid = child.id().unwrap_or_default();
+        let killed = kill.clone();
+        tokio::spawn(async move {
+            let ended = tokio::select! {
+                ended = child.wait() => ended,
+                () = killed.cancelled() => {
+                    // An error here means that the process has ended already.
+                    let _ = child.start_kill();
+                    child.wait().await
+                }
+            };
+            match ended {
+                Ok(status) => {
+                    tracing::info!(mart = %id, pid, reason = exit_reason(status), "engine ended");
+                    send.send_replace(Some(status));
+                }
+                Err(error) => tracing::error!(mart = %id, pid, %error, "can't wait for an engine"),
+            }
+        });
+        Self { client, pid, kill, exited, _life: life }
+    }
+
+    /// Requests to it.
+    pub fn client(&self) -> &EngineClient {
+        &self.client
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Ends it at once; what it had committed stays.
+    pub fn kill(&self) {
+        self.kill.cancel();
+    }
+
+    /// Waits until the process is gone.
+    pub async fn exited(&self) -> Option<ExitStatus> {
+        let mut exited = self.exited.clone();
+        exited.wait_for(Option::is_some).await.ok().and_then(|status| *status)
+    }
+
+    /// Asks it to take no more work and to end; kills it when it takes longer than its grace and a little.
+    pub async fn shutdown(&self, grace: Duration) {
+        let request = wire::ShutdownRequest { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX) };
+        let asked = async {
+            // An engine that can't be asked is killed below.
+            let _ = self.client.call::<_, serde_json::Value>("/shutdown", &request).await;
+            self.exited().await
+        };
+        if tokio::time::timeout(grace + Duration::from_secs(5), asked).await.is_err() {
+            self.kill();
+            self.exited().await;
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.kill.cancel();
+    }
+}
+
+/// Why an engine ended, as metrics and logs name it.
+pub fn exit_reason(status: ExitStatus) -> &'static str {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(wire::exit::OK), _) => "asked",
+        (Some(wire::exit::OPEN), _) => "open",
+        (Some(wire::exit::ORPHAN), _) => "orphan",
+        (Some(wire::exit::DEAF), _) => "deaf",
+        (Some(wire::exit::MEMORY), _) => "memory",
+        (Some(wire::exit::FATAL), _) => "fatal",
+        (_, Some(9)) => "killed",
+        (_, Some(_)) => "crashed",
+        _ => "exited",
+    }
+}
