@@ -1,3 +1,7 @@
 //! The `tarn` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    node::cli::main()
+}

@@ -1,0 +1,76 @@
+//! The command line: parses words, calls the rest, prints. Data goes to stdout, everything else to stderr; 0 is success, 2 wrong
+//! usage, 1 any other failure.
+
+mod client;
+mod doctor;
+mod dsn;
+mod flags;
+mod mart;
+mod query;
+mod serve;
+mod table;
+mod token;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use flags::Settings;
+
+/// DuckDB as an analytics server whose home is object storage.
+#[derive(Parser)]
+#[command(name = "tarn", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a node.
+    #[command(after_help = "Example:\n  tarn serve --listen 127.0.0.1:8642 --store file:volumes/objects\n\nEvery flag has an environment variable and a key in tarn.toml: docs/configuration.md.")]
+    Serve(Settings),
+    /// Run SQL and print its last result.
+    #[command(after_help = "Examples:\n  tarn query tarn://127.0.0.1:8642/default/dev 'select 42 as answer'\n  TARN_DSN=tarn://127.0.0.1:8642/default/dev tarn query 'from flights' --format csv --output flights.csv")]
+    Query(query::Args),
+    /// Make, list and drop marts.
+    #[command(subcommand)]
+    Mart(mart::Command),
+    /// Make, list and revoke tokens.
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Check the store, credentials, disk, extensions and limits, and say what to do about each.
+    #[command(after_help = "Example:\n  tarn doctor --store s3")]
+    Doctor(doctor::Args),
+    /// The process that runs one mart's DuckDB; started by `serve`.
+    #[command(hide = true)]
+    Engine {
+        /// Fold the log of this database file into it, and end.
+        #[arg(long)]
+        fold: Option<PathBuf>,
+    },
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let ran = match Cli::parse().command {
+        Command::Engine { fold: None } => return ExitCode::FAILURE,
+        Command::Engine { fold: Some(path) } => engine::open::fold(&path).map_err(anyhow::Error::from),
+        Command::Serve(settings) => serve::run(&settings),
+        Command::Query(args) => client::block_on(query::run(args)),
+        Command::Mart(command) => client::block_on(mart::run(command)),
+        Command::Token(command) => client::block_on(token::run(command)),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) => ExitCode::FAILURE,
+        Err(error) => {
+            // Nothing is left to tell it to if this fails.
+            let _ = writeln!(std::io::stderr(), "tarn: {error:#}");
+            if error.is::<dsn::BadUsage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}

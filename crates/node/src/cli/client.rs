@@ -1,0 +1,69 @@
+//! Requests of the command line to a node, and what a refusal looks like in a terminal.
+
+use anyhow::{Context, anyhow};
+use reqwest::{Method, RequestBuilder, Response};
+use serde_json::Value;
+
+use super::dsn::Dsn;
+use crate::error::ApiError;
+
+/// A node to talk to.
+pub(super) struct Client {
+    http: reqwest::Client,
+    dsn: Dsn,
+}
+
+impl Client {
+    pub(super) fn new(dsn: Dsn) -> Self {
+        Self { http: reqwest::Client::new(), dsn }
+    }
+
+    pub(super) fn dsn(&self) -> &Dsn {
+        &self.dsn
+    }
+
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.dsn.base_url()));
+        match &self.dsn.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// Sends, and makes an error of everything that is not a success.
+    pub(super) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let response = request.send().await.map_err(|error| unreachable(&self.dsn, &error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = response.bytes().await.unwrap_or_default();
+        let Ok(error) = serde_json::from_slice::<ApiError>(&body) else {
+            return Err(anyhow!("the server answered {status}"));
+        };
+        let mut text = error.message;
+        if let Some(index) = error.statement_index {
+            text = format!("statement {}: {text}", index + 1);
+        }
+        if !error.hint.is_empty() {
+            text = format!("{text}\nhint: {}", error.hint);
+        }
+        Err(anyhow!(text))
+    }
+
+    pub(super) async fn json(&self, request: RequestBuilder) -> anyhow::Result<Value> {
+        self.send(request).await?.json().await.context("the server's answer is not JSON")
+    }
+}
+
+fn unreachable(dsn: &Dsn, error: &reqwest::Error) -> anyhow::Error {
+    if error.is_connect() {
+        return anyhow!("can't connect to {}; is `tarn serve` running there?", dsn.host);
+    }
+    anyhow!("the request to {} failed: {}", dsn.host, std::error::Error::source(error).map_or_else(|| "no answer".into(), ToString::to_string))
+}
+
+/// Runs a command's future.
+pub(super) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("can't start")?.block_on(work)
+}

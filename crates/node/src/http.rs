@@ -1,0 +1,234 @@
+//! The public HTTP API: routes, and what every request goes through.
+//!
+//! Handlers check and translate; the work is done by `router`, `marts` and `control`. Errors get their request's id here.
+
+mod health;
+mod marts;
+mod positions;
+mod query;
+mod tenants;
+mod tokens;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, FromRef, FromRequestParts, Request};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http::HeaderMap;
+use http::request::Parts;
+use serde::de::DeserializeOwned;
+
+use crate::auth::{Admin, Principal};
+use crate::config::Config;
+use crate::control::{Control, MartEntry, TenantEntry};
+use crate::error::{ApiError, Code};
+use crate::marts::{Marts, OpenMart};
+use crate::names::{Mart, MartId, Tenant};
+use crate::clock;
+
+/// Bodies of requests other than table loads; SQL itself is limited to 256 KB by the engine, parameters may be long.
+const MAX_BODY_BYTES: usize = 16 << 20;
+
+/// The node's parts, as handlers see them.
+pub struct App {
+    /// Settings.
+    pub config: Config,
+    /// Tenants, marts, tokens.
+    pub control: Control,
+    /// The admin token.
+    pub admin: Admin,
+    /// Open marts.
+    pub marts: Marts,
+    /// Queries that can be cancelled.
+    pub running: Running,
+    /// False once the node shuts down.
+    pub ready: AtomicBool,
+}
+
+pub use query::Running;
+
+type Shared = Arc<App>;
+
+/// All routes.
+pub fn routes(app: Shared) -> Router {
+    Router::new()
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/v1/tenants", get(tenants::list).post(tenants::create))
+        .route("/v1/tenants/{tenant}/marts", get(marts::list).post(marts::create))
+        .route("/v1/tenants/{tenant}/marts/{mart}", get(marts::show).delete(marts::delete))
+        .route("/v1/tenants/{tenant}/marts/{mart}/query", post(query::run))
+        .route("/v1/tenants/{tenant}/marts/{mart}/positions/{position}", get(positions::show))
+        .route("/v1/queries/{id}", axum::routing::delete(query::cancel))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
+        .fallback(|| async { ApiError::new(Code::NotFound, "no such path").hint("docs/http.md lists the calls") })
+        .method_not_allowed_fallback(|| async { ApiError::new(Code::Invalid, "this path does not take this method") })
+        .layer(from_fn(with_request_id))
+        .layer(DefaultBodyLimit::disable())
+        .with_state(app)
+}
+
+/// Writes the request's id into errors that do not have it yet.
+async fn with_request_id(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let own = response.extensions_mut().remove::<ApiError>();
+    if own.is_none() && response.status().is_client_error() {
+        // The framework's own refusals, such as a path that is not UTF-8.
+        response = ApiError::new(Code::Invalid, "the request is malformed").into_response();
+    }
+    if let Some(error) = own.or_else(|| response.extensions_mut().remove::<ApiError>()) {
+        let id = if error.request_id.is_empty() { uuid::Uuid::new_v4().to_string() } else { error.request_id.clone() };
+        let bytes = error.request_id(id).body();
+        response.headers_mut().remove(http::header::CONTENT_LENGTH);
+        *response.body_mut() = Body::from(bytes);
+    }
+    response
+}
+
+impl App {
+    /// Who asks.
+    fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
+        self.admin.authenticate(headers, &self.control.state())
+    }
+
+    /// The mart, open. The dev mart is made when it is asked for and not there.
+    pub async fn mart(&self, id: &MartId) -> Result<Arc<OpenMart>, ApiError> {
+        if !self.ready.load(Ordering::Relaxed) {
+            return Err(ApiError::new(Code::Unavailable, "the server is shutting down").hint("try again in a moment"));
+        }
+        let known = self.control.state().mart(id).map(|entry| entry.incarnation);
+        let incarnation = match known {
+            Some(incarnation) => incarnation,
+            None if self.is_dev(id) => match self.create_mart(id, true).await {
+                Ok(entry) => entry.incarnation,
+                // Somebody else was faster.
+                Err(error) if error.code == Code::Conflict => self.incarnation(id)?,
+                Err(error) => return Err(error),
+            },
+            None => {
+                // Another node may have made it just now.
+                self.control.refresh().await?;
+                self.incarnation(id)?
+            }
+        };
+        self.marts.open(id, incarnation)
+    }
+
+    fn incarnation(&self, id: &MartId) -> Result<uuid::Uuid, ApiError> {
+        self.control.state().mart(id).map(|entry| entry.incarnation).ok_or_else(|| not_found(id))
+    }
+
+    /// Makes a mart: its log first, so that a mart that is known always has one.
+    pub async fn create_mart(&self, id: &MartId, with_tenant: bool) -> Result<MartEntry, ApiError> {
+        let entry = MartEntry { incarnation: uuid::Uuid::new_v4(), created_us: clock::now_us() };
+        let ground = self.marts.ground();
+        let replica = ground.replica(id, entry.incarnation).map_err(|error| {
+            tracing::warn!(mart = %id, %error, "the tenant's bucket can't be opened");
+            ApiError::new(Code::Unavailable, "the tenant's bucket can't be reached").hint("`tarn doctor` checks it")
+        })?;
+        // Refused names must not leave a log behind.
+        self.may_create(id, with_tenant)?;
+        replica.create(&ground.node).await.map_err(|error| {
+            tracing::warn!(mart = %id, %error, "a new mart's log can't be started");
+            ApiError::new(Code::Unavailable, "the tenant's bucket can't be written").hint("`tarn doctor` checks it")
+        })?;
+        self.control
+            .change(|state| {
+                let tenant = match state.tenants.get_mut(&id.tenant) {
+                    Some(tenant) => tenant,
+                    None if with_tenant => {
+                        state.tenants.entry(id.tenant.clone()).or_insert(TenantEntry { created_us: entry.created_us, marts: Default::default() })
+                    }
+                    None => return Err(no_tenant(&id.tenant)),
+                };
+                if tenant.marts.contains_key(&id.mart) {
+                    return Err(ApiError::new(Code::Conflict, format!("mart `{}` exists already", id.mart)));
+                }
+                tenant.marts.insert(id.mart.clone(), entry.clone());
+                Ok(())
+            })
+            .await?;
+        Ok(entry)
+    }
+
+    fn may_create(&self, id: &MartId, with_tenant: bool) -> Result<(), ApiError> {
+        let state = self.control.state();
+        if state.mart(id).is_some() {
+            return Err(ApiError::new(Code::Conflict, format!("mart `{}` exists already", id.mart)));
+        }
+        if !with_tenant && !state.tenants.contains_key(&id.tenant) {
+            return Err(no_tenant(&id.tenant));
+        }
+        Ok(())
+    }
+
+    fn is_dev(&self, id: &MartId) -> bool {
+        self.config.publish.as_ref() == Some(id) || (id.tenant.as_str() == "default" && id.mart.as_str() == "dev")
+    }
+}
+
+fn not_found(id: &MartId) -> ApiError {
+    ApiError::new(Code::NotFound, format!("mart `{}` not found", id.mart)).hint("`tarn mart list` shows yours")
+}
+
+fn no_tenant(tenant: &Tenant) -> ApiError {
+    ApiError::new(Code::NotFound, format!("tenant `{tenant}` not found")).hint("an administrator makes it with POST /v1/tenants")
+}
+
+/// An authenticated principal.
+struct Caller(Principal);
+
+impl<S> FromRequestParts<S> for Caller
+where
+    S: Send + Sync,
+    Shared: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        Shared::from_ref(state).authenticate(&parts.headers).map(Caller)
+    }
+}
+
+/// Names in a path, checked. A name that no mart can have is simply not found.
+fn mart_id(tenant: &str, mart: &str) -> Result<MartId, ApiError> {
+    let mart: Mart = mart.parse().map_err(|_| ApiError::new(Code::NotFound, "no such mart").hint("`tarn mart list` shows yours"))?;
+    Ok(MartId { tenant: tenant_name(tenant)?, mart })
+}
+
+fn tenant_name(text: &str) -> Result<Tenant, ApiError> {
+    text.parse().map_err(|_| ApiError::new(Code::NotFound, "no such tenant"))
+}
+
+/// A whole request body.
+async fn read_body(body: Body) -> Result<Bytes, ApiError> {
+    axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|error| {
+        let too_large = std::error::Error::source(&error).is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
+        if too_large {
+            ApiError::new(Code::TooLarge, format!("the body is over {MAX_BODY_BYTES} bytes")).hint("load data from `s3://` instead of sending it in SQL")
+        } else {
+            ApiError::new(Code::Invalid, "the body ended before it was whole")
+        }
+    })
+}
+
+/// A JSON body.
+async fn read_json<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
+    let bytes = read_body(body).await?;
+    serde_json::from_slice(&bytes).map_err(|error| bad_json(&error))
+}
+
+fn bad_json(error: &serde_json::Error) -> ApiError {
+    ApiError::new(Code::Invalid, format!("the body is not the JSON that is wanted: {error}"))
+}
+
+/// A JSON answer.
+fn json(value: serde_json::Value) -> Response {
+    axum::Json(value).into_response()
+}

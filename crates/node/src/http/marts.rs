@@ -1,0 +1,99 @@
+//! `GET/POST/DELETE …/marts[/{mart}]`: making, listing and dropping marts.
+//!
+//! Dropping ends the mart's life for good: its log gets a tombstone, its local files go. Its objects stay until they are swept.
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Caller, Shared, json, mart_id, not_found, read_json, tenant_name};
+use crate::clock;
+use crate::control::MartEntry;
+use crate::error::ApiError;
+use crate::names::{Mart, MartId};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewMart {
+    name: Mart,
+}
+
+pub(super) async fn list(State(app): State<Shared>, Caller(caller): Caller, Path(tenant): Path<String>) -> Result<Response, ApiError> {
+    let tenant = tenant_name(&tenant)?;
+    caller.role_in(&tenant)?;
+    let state = app.control.state();
+    let entry = state.tenants.get(&tenant).ok_or_else(|| super::no_tenant(&tenant))?;
+    let marts: Vec<_> = entry.marts.iter().map(|(name, mart)| describe(name, mart)).collect();
+    Ok(json(json!({ "marts": marts })))
+}
+
+pub(super) async fn create(
+    State(app): State<Shared>,
+    Caller(caller): Caller,
+    Path(tenant): Path<String>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let tenant = tenant_name(&tenant)?;
+    caller.require_admin_of(&tenant)?;
+    let NewMart { name: mart } = read_json(body).await?;
+    let id = MartId { tenant, mart };
+    // The node's administrator may make the tenant along with its first mart.
+    let entry = app.create_mart(&id, caller.require_node_admin().is_ok()).await?;
+    Ok(json(describe(&id.mart, &entry)))
+}
+
+pub(super) async fn show(
+    State(app): State<Shared>,
+    Caller(caller): Caller,
+    Path((tenant, mart)): Path<(String, String)>,
+) -> Result<Response, ApiError> {
+    let id = mart_id(&tenant, &mart)?;
+    caller.role_in(&id.tenant)?;
+    let state = app.control.state();
+    let entry = state.mart(&id).ok_or_else(|| not_found(&id))?;
+    let mut shown = describe(&id.mart, entry);
+    let progress = app.marts.get(&id).map(|open| open.watcher().progress());
+    shown["open"] = json!(progress.is_some_and(|progress| !progress.closed));
+    shown["position"] = json!(progress.and_then(|progress| progress.newest));
+    shown["durable_position"] = json!(progress.and_then(|progress| progress.durable));
+    Ok(json(shown))
+}
+
+pub(super) async fn delete(
+    State(app): State<Shared>,
+    Caller(caller): Caller,
+    Path((tenant, mart)): Path<(String, String)>,
+) -> Result<Response, ApiError> {
+    let id = mart_id(&tenant, &mart)?;
+    caller.require_admin_of(&id.tenant)?;
+    let entry = app
+        .control
+        .change(|state| {
+            let tenant = state.tenants.get_mut(&id.tenant).ok_or_else(|| not_found(&id))?;
+            tenant.marts.remove(&id.mart).ok_or_else(|| not_found(&id))
+        })
+        .await?;
+    // From here on nobody opens it; what follows may be cut short by a crash and costs only space.
+    app.marts.close(&id).await;
+    let ground = app.marts.ground();
+    let tombstone = async {
+        let replica = ground.replica(&id, entry.incarnation).map_err(|error| error.to_string())?;
+        replica.drop_mart().await.map_err(|error| error.to_string())
+    };
+    if let Err(error) = tombstone.await {
+        tracing::warn!(mart = %id, error, "a dropped mart's log has no tombstone yet");
+    }
+    let dir = ground.mart_dir(&id);
+    if let Err(error) = tokio::fs::remove_dir_all(&dir).await
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(ApiError::internal("a dropped mart's files can't be removed", error));
+    }
+    Ok(json(json!({"name": id.mart, "dropped": true})))
+}
+
+fn describe(name: &Mart, mart: &MartEntry) -> Value {
+    json!({"name": name, "created": clock::rfc3339(mart.created_us)})
+}

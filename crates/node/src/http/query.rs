@@ -1,0 +1,169 @@
+//! `POST …/query`: checks a request and hands it to the router; `DELETE /v1/queries/{id}` cancels one.
+//!
+//! The body goes to the engine as it came; only a missing deadline is put in.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use bytes::{BufMut, Bytes, BytesMut};
+use engine::sql::Kind;
+use engine::wire::{Role, header};
+use http::header::ACCEPT;
+use http::{HeaderMap, HeaderName, Method};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{Caller, Shared, bad_json, json, mart_id, read_body};
+use crate::error::{ApiError, Code};
+use crate::marts::OpenMart;
+use crate::router::{self, Ask, Durability};
+
+/// The public body. What it borrows is only looked at here; the engine reads the bytes again.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QueryBody<'a> {
+    #[serde(borrow)]
+    sql: Cow<'a, str>,
+    #[serde(borrow, default, rename = "params")]
+    _params: Option<&'a RawValue>,
+    #[serde(default)]
+    timeout_ms: Option<u64>,
+    #[serde(default)]
+    durability: Durability,
+    #[serde(default, rename = "max_rows")]
+    _max_rows: Option<u64>,
+}
+
+pub(super) async fn run(
+    State(app): State<Shared>,
+    Caller(caller): Caller,
+    Path((tenant, mart)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let id = query_id(&headers)?;
+    let named = async {
+        let mart_id = mart_id(&tenant, &mart)?;
+        let role = caller.role_in(&mart_id.tenant)?;
+        let body = read_body(body).await?;
+        let parsed: QueryBody = serde_json::from_slice(&body).map_err(|error| bad_json(&error))?;
+        let timeout = parsed.timeout_ms.map_or(app.config.query_timeout, Duration::from_millis);
+        let reads_only = role == Role::Reader || only_reads(&parsed.sql);
+        let (durability, has_timeout) = (parsed.durability, parsed.timeout_ms.is_some());
+        let ask = Ask {
+            id,
+            principal: caller.id.clone(),
+            role,
+            durability,
+            body: if has_timeout { body } else { with_timeout(&body, timeout) },
+            timeout,
+            headers: passed_on(&headers),
+            reads_only,
+        };
+        let mart = app.mart(&mart_id).await?;
+        if mart.holds_writers() && !ask.reads_only {
+            mart.writers_may_pass().await;
+        }
+        let _running = app.running.add(&ask, mart.clone())?;
+        router::query(&mart, &ask, app.config.durable_wait).await
+    };
+    named.await.map_err(|error| error.request_id(id))
+}
+
+/// The id that the client chose, else a new one.
+fn query_id(headers: &HeaderMap) -> Result<Uuid, ApiError> {
+    let Some(value) = headers.get(header::QUERY_ID) else { return Ok(Uuid::new_v4()) };
+    let parsed = value.to_str().ok().and_then(|text| text.parse().ok());
+    parsed.ok_or_else(|| ApiError::new(Code::Invalid, format!("the header `{}` wants a UUID", header::QUERY_ID)))
+}
+
+fn passed_on(headers: &HeaderMap) -> HeaderMap {
+    let names = [ACCEPT, HeaderName::from_static(header::IDEMPOTENCY_KEY)];
+    names.into_iter().filter_map(|name| Some((name.clone(), headers.get(&name)?.clone()))).collect()
+}
+
+/// Whether our own lexer proves that nothing in the script writes.
+fn only_reads(sql: &str) -> bool {
+    engine::sql::split(sql).is_ok_and(|statements| statements.iter().all(|statement| matches!(statement.kind, Kind::Read)))
+}
+
+/// The same JSON object with a deadline as its first field.
+fn with_timeout(body: &Bytes, timeout: Duration) -> Bytes {
+    let brace = body.iter().position(|byte| *byte == b'{').expect("it was read as an object with at least one field");
+    let mut with = BytesMut::with_capacity(body.len() + 40);
+    with.put_slice(format!("{{\"timeout_ms\":{},", timeout.as_millis()).as_bytes());
+    with.put_slice(&body[brace + 1..]);
+    with.freeze()
+}
+
+/// Queries whose answer has not begun or is held, by id.
+#[derive(Default)]
+pub struct Running(Mutex<HashMap<Uuid, (String, Arc<OpenMart>)>>);
+
+/// A query's entry among the running, until dropped.
+struct Entry<'a>(&'a Running, Uuid);
+
+impl Running {
+    fn add(&self, ask: &Ask, mart: Arc<OpenMart>) -> Result<Entry<'_>, ApiError> {
+        let mut running = self.lock();
+        if running.contains_key(&ask.id) {
+            return Err(ApiError::new(Code::Conflict, "a query with this id is running"));
+        }
+        running.insert(ask.id, (ask.principal.clone(), mart));
+        Ok(Entry(self, ask.id))
+    }
+
+    fn get(&self, id: Uuid) -> Option<(String, Arc<OpenMart>)> {
+        self.lock().get(&id).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, (String, Arc<OpenMart>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.0.lock().remove(&self.1);
+    }
+}
+
+pub(super) async fn cancel(State(app): State<Shared>, Caller(caller): Caller, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let unknown = || ApiError::new(Code::NotFound, "no such query").hint("it may have ended already");
+    let id: Uuid = id.parse().map_err(|_| unknown())?;
+    let (owner, mart) = app.running.get(id).ok_or_else(unknown)?;
+    if owner != caller.id && caller.require_node_admin().is_err() {
+        return Err(unknown());
+    }
+    let live = mart.live().await?;
+    let request = router::request(Method::DELETE, &format!("/queries/{id}"), Bytes::new());
+    live.engine.client().send(request).await.map_err(|_| unknown())?;
+    Ok(json(json!({"id": id, "cancelled": true})))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_put_in_without_touching_the_rest() {
+        let body = Bytes::from_static(b" {\"sql\": \"select '{'\"}");
+        let with = with_timeout(&body, Duration::from_secs(5));
+        assert_eq!(&with[..], b"{\"timeout_ms\":5000,\"sql\": \"select '{'\"}");
+    }
+
+    #[test]
+    fn only_proved_reads_count_as_reads() {
+        assert!(only_reads("select 1; from range(3)"));
+        assert!(!only_reads("select 1; insert into t values (1)"));
+        assert!(!only_reads("select nextval('s')"));
+        assert!(!only_reads("select 'unterminated"));
+    }
+}

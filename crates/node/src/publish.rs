@@ -1,0 +1,204 @@
+//! The published file: a plain DuckDB file beside the live mart that any DuckDB can open read-only at any time.
+//!
+//! The mart's files are copied as bytes, the log first and the database second, which is consistent between two checkpoints; a child
+//! process folds the copy's log into it; a rename puts it in place. The live mart is never touched and never waits.
+//!
+//! # Consistency
+//! A copy during which a checkpoint ran is thrown away. What is published is the mart as of one commit.
+//!
+//! # Crash consistency
+//! The target is replaced by rename, so a reader sees the old file or the new one, each whole. Left-over copies are removed at the
+//! next start.
+//!
+//! # Cancellation
+//! Dropping it leaves a copy that the next run removes.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use replica::Position;
+use replica::image::Image;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::ApiError;
+use crate::marts::{OpenMart, Watcher};
+
+/// Changes are gathered for so long at least.
+const GATHER: Duration = Duration::from_millis(500);
+/// Copying takes at most a twentieth of the time.
+const SHARE: u32 = 19;
+/// A failed copy, or a mart that can't be opened, is tried again after this.
+const RETRY: Duration = Duration::from_secs(5);
+/// Folding replays the log, which is quick.
+const FOLD_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Where the published file goes.
+pub struct Target {
+    /// Its path.
+    pub path: PathBuf,
+    /// A bigger mart is not published.
+    pub max_bytes: u64,
+}
+
+/// What became of one attempt.
+#[derive(Debug, PartialEq, Eq)]
+enum Copied {
+    /// In place.
+    Published,
+    /// A checkpoint ran meanwhile.
+    Again,
+    /// Over the limit.
+    TooBig(u64),
+}
+
+/// Publishes after every change until stopped. `open` gives the mart, opened anew when it was closed or dropped.
+pub async fn run<F>(target: Target, open: impl Fn() -> F, stop: CancellationToken)
+where
+    F: Future<Output = Result<Arc<OpenMart>, ApiError>>,
+{
+    let work = target.work_dir();
+    // Left by a node that was killed.
+    let _ = std::fs::remove_dir_all(&work);
+    let mut published: Option<(uuid::Uuid, Position)> = None;
+    let mut told = false;
+    loop {
+        let step = step(&target, &open, &mut published, &mut told);
+        match stop.run_until_cancelled(step).await {
+            None => break,
+            Some(Ok(pause)) => _ = stop.run_until_cancelled(tokio::time::sleep(pause)).await,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the mart is not published; trying again");
+                stop.run_until_cancelled(tokio::time::sleep(RETRY)).await;
+            }
+        }
+    }
+    let _ = std::fs::remove_dir_all(&work);
+}
+
+/// Waits for a change and publishes it; returns how long to rest.
+async fn step<F>(
+    target: &Target,
+    open: impl Fn() -> F,
+    published: &mut Option<(uuid::Uuid, Position)>,
+    told: &mut bool,
+) -> Result<Duration, Box<dyn std::error::Error + Send + Sync>>
+where
+    F: Future<Output = Result<Arc<OpenMart>, ApiError>>,
+{
+    let mart = open().await?;
+    let live = mart.live().await?;
+    let Some(newest) = changed(mart.watcher(), published.filter(|(life, _)| *life == mart.incarnation()).map(|(_, at)| at)).await else {
+        return Ok(GATHER);
+    };
+    tokio::time::sleep(GATHER).await;
+    let started = Instant::now();
+    let newest = mart.watcher().progress().newest.unwrap_or(newest);
+    let (dir, work, max_bytes) = (live.dir.clone(), target.work_dir(), target.max_bytes);
+    let copied = tokio::task::spawn_blocking(move || copy(&dir, &work, newest, max_bytes)).await??;
+    match copied {
+        Copied::Published => {
+            fold(&target.work_dir().join(FILE)).await?;
+            put_in_place(target)?;
+            tracing::debug!(position = %newest, took = ?started.elapsed(), "published");
+            *published = Some((mart.incarnation(), newest));
+            *told = false;
+        }
+        Copied::Again => return Ok(Duration::ZERO),
+        Copied::TooBig(bytes) => {
+            if !std::mem::replace(told, true) {
+                tracing::warn!(bytes, limit = target.max_bytes, "the mart is too big to be published; raise `publish_max` to have it anyway");
+            }
+            *published = Some((mart.incarnation(), newest));
+        }
+    }
+    Ok(started.elapsed() * SHARE)
+}
+
+const FILE: &str = "copy.db";
+
+impl Target {
+    fn work_dir(&self) -> PathBuf {
+        self.path.with_extension("publishing")
+    }
+}
+
+/// Waits until the mart has a commit other than `published`; `None` when it closed.
+async fn changed(watcher: Watcher, published: Option<Position>) -> Option<Position> {
+    let mut progress = watcher.subscribe();
+    let found = progress.wait_for(|progress| progress.closed || (progress.newest.is_some() && progress.newest != published)).await.ok()?;
+    found.newest.filter(|newest| !found.closed && Some(*newest) != published)
+}
+
+/// Copies the log up to `at` and then the database, and checks that they belong together.
+fn copy(dir: &Path, work: &Path, at: Position, max_bytes: u64) -> io::Result<Copied> {
+    let (db, wal) = (dir.join(replica::DB_FILE), dir.join(replica::WAL_FILE));
+    let file = File::open(&db)?;
+    let bytes = file.metadata()?.len() + at.wal_bytes;
+    if bytes > max_bytes {
+        return Ok(Copied::TooBig(bytes));
+    }
+    let _ = std::fs::remove_dir_all(work);
+    std::fs::create_dir_all(work)?;
+    if iteration(&file)? != at.iteration {
+        return Ok(Copied::Again);
+    }
+    if at.wal_bytes > 0 {
+        match File::open(&wal) {
+            Ok(wal) if wal.metadata()?.len() >= at.wal_bytes => {
+                let mut part = io::Read::take(wal, at.wal_bytes);
+                io::copy(&mut part, &mut File::create(work.join(format!("{FILE}.wal")))?)?;
+            }
+            _ => return Ok(Copied::Again),
+        }
+    }
+    copy_whole(&file, &work.join(FILE))?;
+    // A checkpoint in between changes the iteration, before it reuses any block of the old one.
+    Ok(if iteration(&file)? == at.iteration { Copied::Published } else { Copied::Again })
+}
+
+fn copy_whole(from: &File, to: &Path) -> io::Result<()> {
+    const PIECE: usize = 1 << 20;
+    let to = File::create(to)?;
+    let mut piece = vec![0; PIECE];
+    let mut offset = 0;
+    loop {
+        let read = from.read_at(&mut piece, offset)?;
+        if read == 0 {
+            return Ok(());
+        }
+        to.write_all_at(&piece[..read], offset)?;
+        offset += read as u64;
+    }
+}
+
+fn iteration(file: &File) -> io::Result<u64> {
+    Image::read_headers(file).map(|image| image.iteration).map_err(io::Error::other)
+}
+
+/// Folds the copy's log into it, in a process of its own.
+async fn fold(path: &Path) -> io::Result<()> {
+    let mut command = tokio::process::Command::new("/proc/self/exe");
+    command.arg0("tarn").args(["engine", "--fold"]).arg(path);
+    command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true);
+    match tokio::time::timeout(FOLD_DEADLINE, command.status()).await {
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => Err(io::Error::other(format!("folding the copy failed: {status}"))),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "folding the copy took too long")),
+    }
+}
+
+fn put_in_place(target: &Target) -> io::Result<()> {
+    let work = target.work_dir();
+    if work.join(format!("{FILE}.wal")).exists() {
+        return Err(io::Error::other("the folded copy still has a log"));
+    }
+    std::fs::rename(work.join(FILE), &target.path)?;
+    std::fs::remove_dir_all(work)
+}

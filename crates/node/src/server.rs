@@ -1,0 +1,208 @@
+//! `tarn serve`: puts the node's parts together, serves until it is told to stop, and takes them apart in order.
+//!
+//! # Crash consistency
+//! One node per state directory: it holds a lock there for its life. All else in the directory may be lost.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Admin;
+use crate::config::Config;
+use crate::control::Control;
+use crate::gateway::Gateway;
+use crate::http::{App, Running, routes};
+use crate::marts::{Ground, Marts};
+use crate::names::MartId;
+use crate::publish;
+use crate::stores::BucketStores;
+use crate::supervisor::SocketDir;
+
+/// Answers under way have this long to end at a shutdown.
+const DRAIN: Duration = Duration::from_secs(20);
+/// A client has this long to send a request's head.
+const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+const ADDRESS_FILE: &str = "address";
+
+/// A node that serves.
+pub struct Server {
+    app: Arc<App>,
+    listener: TcpListener,
+    address: SocketAddr,
+    background: CancellationToken,
+    admin_token: Option<String>,
+    _state_lock: File,
+}
+
+/// Why a node can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another node uses the state directory.
+    #[error("another `tarn serve` uses the state directory `{0}`")]
+    InUse(PathBuf),
+    /// A directory, file or port can't be had.
+    #[error("{what}")]
+    System {
+        /// What was attempted.
+        what: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The object store is set up wrongly.
+    #[error("the object store can't be used")]
+    Store(#[from] crate::stores::StoreError),
+    /// The control store can't be read.
+    #[error("the control store can't be read; `tarn doctor` checks it")]
+    Control(#[from] crate::control::ControlError),
+}
+
+fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
+    let what = what.into();
+    move |source| StartError::System { what, source }
+}
+
+impl Server {
+    /// Gets everything that can fail out of the way: directories, locks, the control store, the port.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let state_dir = config.state_dir.clone();
+        std::fs::create_dir_all(&state_dir).map_err(system(format!("can't make the state directory `{}`", state_dir.display())))?;
+        let state_lock = lock(&state_dir)?;
+        let (admin, admin_token) = match &config.admin_token {
+            Some(token) => (Admin::new(token), None),
+            None => Admin::keep_in(&state_dir).map_err(system("can't keep the admin token in the state directory"))?,
+        };
+        let stores = Arc::new(BucketStores::new(config.store.clone(), config.buckets.clone())?);
+        let control = Control::open(stores.bucket(&config.control)?).await?;
+        let ground = Ground {
+            state_dir: state_dir.clone(),
+            node: node_name(),
+            stores: stores.clone(),
+            gateway: Gateway::start(stores).await.map_err(system("can't start the S3 gateway"))?,
+            sockets: SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?,
+            limits: config.engine.clone(),
+        };
+        if ground.limits.httpfs.is_none() {
+            tracing::warn!("httpfs.duckdb_extension not found: SQL can't read `s3://`; `tarn doctor` says where it is looked for");
+        }
+        let listener = TcpListener::bind(config.listen).await.map_err(system(format!("can't listen on {}", config.listen)))?;
+        let address = listener.local_addr().map_err(system("can't tell the address"))?;
+        let app = Arc::new(App {
+            config,
+            control,
+            admin,
+            marts: Marts::new(Arc::new(ground)),
+            running: Running::default(),
+            ready: AtomicBool::new(true),
+        });
+        write_address(&state_dir, address).map_err(system("can't write the address into the state directory"))?;
+        Ok(Self { app, listener, address, background: CancellationToken::new(), admin_token, _state_lock: state_lock })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The admin token, if it was made just now: to be shown once.
+    pub fn new_admin_token(&self) -> Option<&str> {
+        self.admin_token.as_deref()
+    }
+
+    /// Serves until `stop`, then ends in order: no new requests, answers under way, engines, last commits.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { app, listener, background, .. } = self;
+        let polling = tokio::spawn({
+            let (app, cancel) = (app.clone(), background.clone());
+            async move { app.control.poll(cancel).await }
+        });
+        let publishing = app.config.publish.clone().map(|id| tokio::spawn(publish_dev(app.clone(), id, background.clone())));
+        accept(listener, app.clone(), stop).await;
+        app.ready.store(false, Ordering::Relaxed);
+        background.cancel();
+        app.marts.shutdown().await;
+        app.marts.ground().gateway.shutdown().await;
+        for task in [Some(polling), publishing].into_iter().flatten() {
+            // A task that panicked has said so already.
+            let _ = task.await;
+        }
+    }
+}
+
+/// Takes connections until `stop`; returns when their answers have ended, or after a while.
+async fn accept(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
+    let routes = TowerToHyperService::new(routes(app.clone()));
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
+    let connections = GracefulShutdown::new();
+    loop {
+        let stream: TcpStream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, most likely: wait for some to come back rather than spin.
+                    tracing::warn!(%error, "can't accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            () = stop.cancelled() => break,
+        };
+        // Without it small answers wait for acknowledgements; a socket that refuses is about to fail anyway.
+        let _ = stream.set_nodelay(true);
+        let connection = builder.serve_connection(TokioIo::new(stream), routes.clone()).into_owned();
+        let watched = connections.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = watched.await {
+                tracing::debug!(%error, "a connection broke");
+            }
+        });
+    }
+    drop(listener);
+    app.ready.store(false, Ordering::Relaxed);
+    if tokio::time::timeout(DRAIN, connections.shutdown()).await.is_err() {
+        tracing::warn!("some answers did not end in time and are cut off");
+    }
+}
+
+/// Keeps the dev mart open and its plain file fresh.
+async fn publish_dev(app: Arc<App>, id: MartId, stop: CancellationToken) {
+    let path = app.config.state_dir.join(format!("duckdb-{}.db", id.mart));
+    let target = publish::Target { path, max_bytes: app.config.publish_max_bytes };
+    publish::run(target, || app.mart(&id), stop).await;
+}
+
+fn lock(state_dir: &Path) -> Result<File, StartError> {
+    let path = state_dir.join("lock");
+    let file = File::options().write(true).create(true).truncate(false).open(path).map_err(system("can't open the state directory's lock"))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StartError::InUse(state_dir.to_owned())),
+        Err(error) => Err(system("can't lock the state directory")(error.into())),
+    }
+}
+
+/// Whole or not at all, as others wait for it.
+fn write_address(state_dir: &Path, address: SocketAddr) -> io::Result<()> {
+    let new = state_dir.join(".address");
+    std::fs::write(&new, format!("{address}\n"))?;
+    std::fs::rename(new, state_dir.join(ADDRESS_FILE))
+}
+
+/// For people who read logs of marts; decides nothing.
+fn node_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}/{}", host.trim(), std::process::id())
+}
