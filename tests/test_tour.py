@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 from served import ROOT, Server, binary
+from test_seed import wait_for_published
 
 PORT = "127.0.0.1:8642"
 
@@ -60,6 +61,9 @@ def test_the_tour_prints_what_the_readme_says(tmp_path):
                     continue
                 if command.startswith("rm -rf volumes/duckdb"):
                     server.kill()
+                if command.endswith("python polars_tour.py"):
+                    # A reader of the README gets here later than the file does.
+                    wait_for_published(server, "SELECT count(*) FROM metrics.daily", lambda count: count > 0)
                 got = shell.run(command.replace(PORT, server.address), server.address)
                 assert matches(printed, got), f"$ {command}\n--- printed\n{chr(10).join(printed)}\n--- got\n{got}\n{server.log()}"
                 ran += 1
