@@ -1,0 +1,9 @@
+//! Claims about a replica, on bytes that DuckDB 1.5.5 wrote (`testdata/life`, made by `testdata/make.py`).
+
+mod faults;
+mod files;
+mod framing;
+mod life;
+mod opening;
+mod shipping;
+mod stores;
