@@ -1,0 +1,12 @@
+//! The node as its users meet it: the real binary, real stores, real engines.
+
+mod admin;
+mod bad_input;
+mod cli;
+mod durability;
+mod gateway;
+mod loss;
+mod published;
+mod seaweed;
+mod server;
+mod stores;

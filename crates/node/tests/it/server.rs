@@ -1,0 +1,202 @@
+//! The one owner of servers in these tests: the real binary on a free port, with a state directory and an object directory of its own.
+
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, StatusCode};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+pub const TOKEN: &str = "the-admin-token-of-tests";
+pub const DEV: &str = "default/dev";
+
+/// Nothing in these tests takes longer unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A node that tests can kill. Its directories go with it.
+pub struct TestServer {
+    dir: tempfile::TempDir,
+    settings: Vec<(String, String)>,
+    node: Option<Child>,
+    address: String,
+    log: Arc<Mutex<Vec<String>>>,
+    http: reqwest::Client,
+}
+
+/// An answer that was read whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub position: Option<String>,
+    pub durable: Option<String>,
+    pub body: Value,
+}
+
+impl Answer {
+    /// The rows of a successful answer.
+    pub fn rows(&self) -> &Value {
+        assert_eq!(self.status, StatusCode::OK, "{}", self.body);
+        &self.body["rows"]
+    }
+
+    /// The code of a refusal.
+    pub fn code(&self) -> &str {
+        assert!(!self.status.is_success(), "not refused: {}", self.body);
+        self.body["code"].as_str().expect("every refusal has a code")
+    }
+}
+
+impl TestServer {
+    /// On the embedded store, with fresh directories.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With environment variables besides.
+    pub async fn start_with(settings: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("a plain client");
+        let mut server = Self { dir, settings, node: None, address: String::new(), log: Arc::default(), http };
+        server.start_again().await;
+        server
+    }
+
+    /// Starts the node after it was stopped or killed, on the same directories.
+    pub async fn start_again(&mut self) {
+        assert!(self.node.is_none(), "it runs");
+        let mut node = Command::new(env!("CARGO_BIN_EXE_tarn"))
+            .arg("serve")
+            .args(["--listen", "127.0.0.1:0", "--state-dir"])
+            .arg(self.state_dir())
+            .env_clear()
+            .env("TARN_STORE", format!("file:{}", self.objects_dir().display()))
+            .env("TARN_ADMIN_TOKEN", TOKEN)
+            .env("TARN_ENGINE_MEMORY", "512MB")
+            .env("TARN_PUBLISH", "none")
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the binary is built");
+        let mut lines = BufReader::new(node.stderr.take().expect("it is piped")).lines();
+        let (send, mut addresses) = mpsc::channel(1);
+        let log = self.log.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                if let Some(address) = line.strip_prefix("tarn serves on http://") {
+                    let _ = send.try_send(address.to_owned());
+                }
+                log.lock().expect("nobody panics with it").push(line);
+            }
+        });
+        let address = tokio::time::timeout(PATIENCE, addresses.recv()).await.expect("it starts in time");
+        self.address = address.unwrap_or_else(|| panic!("it did not start:\n{}", self.log()));
+        self.node = Some(node);
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub fn objects_dir(&self) -> PathBuf {
+        self.dir.path().join("objects")
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// What node and engines wrote to stderr so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("nobody panics with it").join("\n")
+    }
+
+    /// Kills the node's process; its engines end by themselves.
+    pub async fn kill_node(&mut self) {
+        let mut node = self.node.take().expect("it runs");
+        node.kill().await.expect("it can be killed");
+    }
+
+    /// Asks the node to stop, and waits until it has.
+    pub async fn stop(&mut self) -> ExitStatus {
+        let mut node = self.node.take().expect("it runs");
+        signal(node.id().expect("it was not waited for"), Signal::TERM);
+        tokio::time::timeout(PATIENCE, node.wait()).await.expect("it stops in time").expect("it is our child")
+    }
+
+    /// Process id of a mart's engine.
+    pub fn engine_pid(&self, mart: &str) -> u32 {
+        let text = std::fs::read_to_string(self.state_dir().join("marts").join(mart).join("lock")).expect("the mart is open");
+        text.split(' ').next().and_then(|pid| pid.parse().ok()).expect("the lock names the engine")
+    }
+
+    /// Kills a mart's engine.
+    pub fn kill_engine(&self, mart: &str) {
+        signal(self.engine_pid(mart), Signal::KILL);
+    }
+
+    /// The machine is lost: everything but the object store. The node must not run.
+    pub fn wipe_state(&self) {
+        assert!(self.node.is_none(), "the node runs");
+        std::fs::remove_dir_all(self.state_dir()).expect("the state directory is there");
+    }
+
+    /// A request with the admin token.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("http://{}{path}", self.address)).bearer_auth(TOKEN)
+    }
+
+    /// Sends a request and reads its answer whole.
+    pub async fn send(&self, request: RequestBuilder) -> Answer {
+        self.try_send(request).await.unwrap_or_else(|error| panic!("no answer: {error:?}\n{}", self.log()))
+    }
+
+    /// The same, for requests during which the node may be killed.
+    pub async fn try_send(&self, request: RequestBuilder) -> reqwest::Result<Answer> {
+        let response = request.send().await?;
+        let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+        let (status, position, durable) = (response.status(), header("tarn-position"), header("tarn-durable"));
+        let text = response.text().await?;
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Ok(Answer { status, position, durable, body })
+    }
+
+    /// Runs SQL in the dev mart.
+    pub async fn query(&self, sql: &str) -> Answer {
+        self.query_in(DEV, json!({ "sql": sql })).await
+    }
+
+    /// Runs a whole request body in a mart.
+    pub async fn query_in(&self, mart: &str, body: Value) -> Answer {
+        let (tenant, name) = mart.split_once('/').expect("TENANT/MART");
+        self.send(self.request(Method::POST, &format!("/v1/tenants/{tenant}/marts/{name}/query")).json(&body)).await
+    }
+
+    /// A `tarn` command against this node.
+    pub fn tarn(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tarn"));
+        command.args(arguments).env_clear().env("TARN_TOKEN", TOKEN).env("TARN_DSN", format!("tarn://{}/{DEV}", self.address)).stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of the node\n{}\n---", self.log());
+        }
+    }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).expect("the process is there");
+}
