@@ -1,0 +1,155 @@
+//! Opens the mart: an instance on `:memory:` with the mart's file attached, walls up, checkpoints ours.
+//!
+//! The instance runs on `:memory:` so that a full disk during a checkpoint spoils only the attached database. The order of the
+//! settings matters and is that of the measurements: open-time settings, the extension, limits, secret, ATTACH, and the lock last.
+//! Not here: which SQL may run (`sql::gate`), what the gateway allows.
+
+use std::{fs, io, path::Path};
+
+use crate::{
+    commit::Commits,
+    config::{EngineConfig, GatewayConfig},
+    duck::{Connection, Database, DuckError},
+    wal,
+};
+
+/// Name under which the mart is attached.
+pub const MART: &str = "mart";
+
+/// Files of this storage version say in their log which database and checkpoint it belongs to.
+const STORAGE_VERSION: &str = "v1.5.0";
+
+/// Settings that give checkpoints to us alone: none by size, none instead of a log write, none at commit. The last one is a PRAGMA.
+const OWN_CHECKPOINTS: [&str; 4] = [
+    "SET GLOBAL wal_autocheckpoint = '1TB'",
+    "SET GLOBAL auto_checkpoint_skip_wal_threshold = 1000000000000000",
+    "SET GLOBAL debug_skip_checkpoint_on_commit = true",
+    "PRAGMA disable_checkpoint_on_shutdown",
+];
+
+/// An open mart.
+pub struct Mart {
+    database: Database,
+    /// Its commits. Declared after the database, so that DuckDB lets go of the file before our descriptor closes.
+    pub commits: Commits,
+}
+
+/// Why a mart does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// DuckDB refused a setting or the file.
+    #[error("{0}")]
+    Duck(#[from] DuckError),
+    /// A file can't be read or made.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl Mart {
+    /// Opens or makes the mart's file and replays its log.
+    pub fn open(config: &EngineConfig) -> Result<Self, OpenError> {
+        empty_dir(&config.temp_dir)?;
+        fs::create_dir_all(&config.home_dir)?;
+        let cut = wal::cut_torn_tail(&crate::files::wal_path(&config.db_path))?;
+        if cut > 0 {
+            tracing::info!(bytes = cut, "cut a torn tail off the log");
+        }
+        let database = open_instance(config)?;
+        let setup = database.connect()?;
+        for statement in OWN_CHECKPOINTS {
+            setup.execute(statement)?;
+        }
+        if let (Some(httpfs), Some(gateway)) = (&config.httpfs_path, &config.gateway) {
+            setup.execute(&format!("LOAD {}", literal(path_text(httpfs)?)))?;
+            use_gateway(&setup, gateway)?;
+        }
+        setup.execute(&format!("ATTACH {} AS {MART}", literal(path_text(&config.db_path)?)))?;
+        lock_down(&setup, config)?;
+        let commits = Commits::open(&config.db_path)?;
+        Ok(Self { database, commits })
+    }
+
+    /// A new connection whose names mean the mart's.
+    pub fn connect(&self) -> Result<Connection, DuckError> {
+        let connection = self.database.connect()?;
+        connection.execute(&format!("USE {MART}"))?;
+        Ok(connection)
+    }
+}
+
+/// Opens `db` alone and folds its log into it, for a copy that is to be published as one plain file.
+pub fn fold(db: &Path) -> Result<(), OpenError> {
+    wal::cut_torn_tail(&crate::files::wal_path(db))?;
+    let database = Database::open_in_memory(&[("threads", "1"), ("memory_limit", "256MiB")])?;
+    let connection = database.connect()?;
+    connection.execute(&format!("ATTACH {} AS {MART}; CHECKPOINT {MART}; DETACH {MART}", literal(path_text(db)?)))?;
+    Ok(())
+}
+
+fn open_instance(config: &EngineConfig) -> Result<Database, OpenError> {
+    let memory_limit = format!("{}B", config.memory_limit_bytes);
+    let threads = config.threads.max(1).to_string();
+    let home = path_text(&config.home_dir)?;
+    Ok(Database::open_in_memory(&[
+        ("allow_unsigned_extensions", "false"),
+        ("allow_community_extensions", "false"),
+        ("autoinstall_known_extensions", "false"),
+        ("autoload_known_extensions", "false"),
+        ("allow_persistent_secrets", "false"),
+        ("storage_compatibility_version", STORAGE_VERSION),
+        ("secret_directory", home),
+        ("extension_directory", home),
+        ("home_directory", home),
+        ("temp_directory", path_text(&config.temp_dir)?),
+        ("memory_limit", &memory_limit),
+        ("threads", &threads),
+    ])?)
+}
+
+fn use_gateway(setup: &Connection, gateway: &GatewayConfig) -> Result<(), DuckError> {
+    let scopes = gateway.scopes.iter().map(|scope| literal(scope)).collect::<Vec<_>>().join(", ");
+    // The proxy catches what names another host than the secret's endpoint.
+    setup.execute(&format!("SET GLOBAL http_proxy = {}", literal(&format!("http://{}", gateway.endpoint))))?;
+    setup.execute("SET GLOBAL http_timeout = 30; SET GLOBAL http_retries = 2; SET GLOBAL enable_global_s3_configuration = false")?;
+    setup.execute(&format!(
+        "CREATE TEMPORARY SECRET tarn_gateway (TYPE s3, KEY_ID {}, SECRET {}, REGION {}, ENDPOINT {}, URL_STYLE 'path', USE_SSL false, SCOPE [{scopes}])",
+        literal(&gateway.key_id),
+        literal(&gateway.secret),
+        literal(&gateway.region),
+        literal(&gateway.endpoint),
+    ))
+}
+
+fn lock_down(setup: &Connection, config: &EngineConfig) -> Result<(), DuckError> {
+    let scopes = config.gateway.iter().flat_map(|gateway| &gateway.scopes).map(|scope| literal(scope)).collect::<Vec<_>>().join(", ");
+    // As an open-time setting this one is shown but not enforced.
+    setup.execute(&format!("SET GLOBAL max_temp_directory_size = '{}B'", config.max_temp_bytes))?;
+    for statement in [
+        "SET GLOBAL max_expression_depth = 200",
+        "SET GLOBAL TimeZone = 'UTC'",
+        &format!("SET GLOBAL allowed_directories = [{scopes}]"),
+        "SET GLOBAL enable_external_access = false",
+        "SET GLOBAL lock_configuration = true",
+    ] {
+        setup.execute(statement)?;
+    }
+    Ok(())
+}
+
+/// Spill files of a process that is gone are of no use.
+fn empty_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    fs::create_dir_all(dir)
+}
+
+fn path_text(path: &Path) -> Result<&str, OpenError> {
+    path.to_str().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a path is not valid UTF-8").into())
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}

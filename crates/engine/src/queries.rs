@@ -1,0 +1,296 @@
+//! The queries that run just now: found by id, cancelled for a reason, watched until they have really stopped.
+//!
+//! **Invariants:** the first reason stays; a query in its COMMIT is never interrupted; an interrupt is repeated until the query
+//! ends, because DuckDB forgets one that comes between two statements. Not here: what the client reads (`failure`).
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use uuid::Uuid;
+
+use crate::duck::Interrupter;
+
+/// How often a cancelled query is interrupted again.
+const REPEAT: Duration = Duration::from_millis(20);
+
+/// Why a query has to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Its owner cancelled it.
+    Cancelled,
+    /// Its client went away.
+    Gone,
+    /// It ran past its time.
+    Timeout,
+    /// It kept a checkpoint waiting for too long.
+    InTheWay,
+    /// The engine ends.
+    Shutdown,
+}
+
+/// One running query.
+pub struct Query {
+    /// Its id.
+    pub id: Uuid,
+    /// Who runs it.
+    pub principal: String,
+    deadline: Option<Instant>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    reason: Option<(Reason, Instant)>,
+    interrupter: Option<Interrupter>,
+    shielded: bool,
+}
+
+impl Query {
+    /// When its time is over.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Why it has to stop, if it has to.
+    pub fn reason(&self) -> Option<Reason> {
+        let mut state = lock(&self.state);
+        // The watchdog may come a little late.
+        if state.reason.is_none() && self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            state.reason = Some((Reason::Timeout, Instant::now()));
+        }
+        state.reason.map(|(reason, _)| reason)
+    }
+
+    /// Has it to stop?
+    pub fn is_cancelled(&self) -> bool {
+        self.reason().is_some()
+    }
+
+    /// From now on it runs on a connection.
+    pub fn attach(&self, interrupter: Interrupter) {
+        lock(&self.state).interrupter = Some(interrupter);
+    }
+
+    /// It no longer runs on a connection.
+    pub fn detach(&self) {
+        lock(&self.state).interrupter = None;
+    }
+
+    /// Runs `commit` out of reach of interrupts, unless the query has to stop.
+    pub fn shield<T>(&self, commit: impl FnOnce() -> T) -> Result<T, Reason> {
+        if let Some(reason) = self.reason() {
+            return Err(reason);
+        }
+        {
+            let mut state = lock(&self.state);
+            if let Some((reason, _)) = state.reason {
+                return Err(reason);
+            }
+            state.shielded = true;
+        }
+        let done = commit();
+        lock(&self.state).shielded = false;
+        Ok(done)
+    }
+
+    fn stop(&self, reason: Reason) {
+        let mut state = lock(&self.state);
+        if state.reason.is_none() {
+            state.reason = Some((reason, Instant::now()));
+        }
+        state.interrupt();
+    }
+}
+
+impl State {
+    fn interrupt(&self) {
+        if let (Some(interrupter), false) = (&self.interrupter, self.shielded) {
+            interrupter.interrupt();
+        }
+    }
+}
+
+/// All running queries of an engine.
+#[derive(Default)]
+pub struct Queries {
+    running: Mutex<Running>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Running {
+    queries: HashMap<Uuid, Arc<Query>>,
+    closed: bool,
+}
+
+/// A query's place among the running ones, until dropped.
+pub struct Ticket {
+    queries: Arc<Queries>,
+    query: Arc<Query>,
+}
+
+/// Why a query can't start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotStarted {
+    /// The chosen id runs already.
+    Taken,
+    /// The engine ends.
+    Closed,
+}
+
+impl Queries {
+    /// Takes a place.
+    pub fn start(self: &Arc<Self>, id: Uuid, principal: String, deadline: Option<Instant>) -> Result<Ticket, NotStarted> {
+        let query = Arc::new(Query { id, principal, deadline, state: Mutex::default() });
+        let mut running = lock(&self.running);
+        if running.closed {
+            return Err(NotStarted::Closed);
+        }
+        if running.queries.contains_key(&id) {
+            return Err(NotStarted::Taken);
+        }
+        running.queries.insert(id, query.clone());
+        if deadline.is_some() {
+            self.changed.notify_all();
+        }
+        Ok(Ticket { queries: self.clone(), query })
+    }
+
+    /// How many run.
+    pub fn len(&self) -> usize {
+        lock(&self.running).queries.len()
+    }
+
+    /// Does none run?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Stops a query of `principal`; false if there is none.
+    pub fn cancel(&self, id: Uuid, principal: &str, reason: Reason) -> bool {
+        let running = lock(&self.running);
+        let Some(query) = running.queries.get(&id).filter(|query| query.principal == principal) else { return false };
+        query.stop(reason);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Stops all queries.
+    pub fn cancel_all(&self, reason: Reason) {
+        let running = lock(&self.running);
+        running.queries.values().for_each(|query| query.stop(reason));
+        self.changed.notify_all();
+    }
+
+    /// Lets no new query start.
+    pub fn close(&self) {
+        lock(&self.running).closed = true;
+    }
+
+    /// Waits until none runs; false at the deadline.
+    pub fn wait_until_idle(&self, deadline: Instant) -> bool {
+        let mut running = lock(&self.running);
+        while !running.queries.is_empty() {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
+            running = self.changed.wait_timeout(running, left.min(REPEAT)).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Stops queries at their deadlines and repeats interrupts, for ever. A query that does not end within `deaf` of its first
+    /// interrupt calls `on_deaf`.
+    pub fn watch(&self, deaf: Duration, on_deaf: impl Fn()) {
+        let mut running = lock(&self.running);
+        loop {
+            let now = Instant::now();
+            let mut next: Option<Instant> = None;
+            for query in running.queries.values() {
+                if query.is_cancelled() {
+                    let state = lock(&query.state);
+                    state.interrupt();
+                    let since = state.reason.map_or(now, |(_, since)| since);
+                    if state.interrupter.is_some() && !state.shielded && now.duration_since(since) > deaf {
+                        on_deaf();
+                    }
+                    next = Some(now + REPEAT);
+                } else if let Some(deadline) = query.deadline {
+                    next = Some(next.map_or(deadline, |next| next.min(deadline)));
+                }
+            }
+            running = match next {
+                Some(next) => {
+                    let wait = next.saturating_duration_since(now).max(Duration::from_millis(1));
+                    self.changed.wait_timeout(running, wait).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(running).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+impl Ticket {
+    /// The query.
+    pub fn query(&self) -> &Arc<Query> {
+        &self.query
+    }
+
+    /// Stops it.
+    pub fn cancel(&self, reason: Reason) {
+        self.query.stop(reason);
+        // Taking the lock first, or the watchdog could miss this between its look and its wait.
+        let _running = lock(&self.queries.running);
+        self.queries.changed.notify_all();
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut running = lock(&self.queries.running);
+        running.queries.remove(&self.query.id);
+        if running.closed {
+            self.queries.changed.notify_all();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_owner_finds_a_query() {
+        let queries = Arc::new(Queries::default());
+        let ticket = queries.start(Uuid::new_v4(), "ann".into(), None).expect("starts");
+        assert!(!queries.cancel(ticket.query().id, "bob", Reason::Cancelled));
+        assert!(queries.cancel(ticket.query().id, "ann", Reason::Cancelled));
+        assert_eq!(ticket.query().reason(), Some(Reason::Cancelled));
+        ticket.cancel(Reason::Gone);
+        assert_eq!(ticket.query().reason(), Some(Reason::Cancelled), "the first reason stays");
+    }
+
+    #[test]
+    fn an_id_runs_once_at_a_time_and_none_after_closing() {
+        let queries = Arc::new(Queries::default());
+        let id = Uuid::new_v4();
+        let ticket = queries.start(id, "ann".into(), None).expect("starts");
+        assert_eq!(queries.start(id, "ann".into(), None).err(), Some(NotStarted::Taken));
+        drop(ticket);
+        assert!(queries.start(id, "ann".into(), None).is_ok());
+        queries.close();
+        assert_eq!(queries.start(id, "ann".into(), None).err(), Some(NotStarted::Closed));
+    }
+
+    #[test]
+    fn a_stopped_query_does_not_commit() {
+        let queries = Arc::new(Queries::default());
+        let ticket = queries.start(Uuid::new_v4(), "ann".into(), Some(Instant::now())).expect("starts");
+        assert_eq!(ticket.query().shield(|| ()), Err(Reason::Timeout));
+    }
+}

@@ -1,0 +1,4 @@
+//! Claims about one engine with a real DuckDB, from the commit's position to the socket.
+
+mod commits;
+mod support;
