@@ -1,6 +1,6 @@
 //! Values as CSV by RFC 4180: DuckDB's own text, quoted where needed; NULL is an empty field, an empty string is `""`.
 
-use super::{EncodeError, text::write_duckdb, types::Kind, value, view::View};
+use super::{EncodeError, text::write_duckdb, types::Kind, view::View};
 
 /// Writes one field.
 pub fn write_field(view: &View<'_>, row: usize, out: &mut Vec<u8>) -> Result<(), EncodeError> {
@@ -8,11 +8,7 @@ pub fn write_field(view: &View<'_>, row: usize, out: &mut Vec<u8>) -> Result<(),
         return Ok(());
     }
     let start = out.len();
-    if view.ty.is_nested() {
-        out.extend_from_slice(value::text(view, row)?.as_bytes());
-    } else {
-        write_duckdb(view, row, out)?;
-    }
+    write_duckdb(view, row, out)?;
     quote(out, start);
     Ok(())
 }

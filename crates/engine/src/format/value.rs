@@ -1,10 +1,10 @@
-//! DuckDB values made from rows of vectors: to bind them again, and to get DuckDB's own text of nested ones.
+//! DuckDB values made from rows of vectors, to bind them as parameters.
 
 use libduckdb_sys as ffi;
 
 use super::{
     EncodeError,
-    types::{Kind, Type, take_string},
+    types::{Kind, Type},
     view::View,
 };
 
@@ -49,13 +49,6 @@ impl Drop for LogicalType {
 fn type_of(view: &View<'_>) -> LogicalType {
     // SAFETY: the view's vector is valid.
     LogicalType(unsafe { ffi::duckdb_vector_get_column_type(view.raw) })
-}
-
-/// DuckDB's text of the value at `row`, as `value::VARCHAR` gives it.
-pub fn text(view: &View<'_>, row: usize) -> Result<String, EncodeError> {
-    let value = from_row(view, row)?;
-    // SAFETY: the value is valid; the string is ours to free.
-    Ok(unsafe { take_string(ffi::duckdb_get_varchar(value.raw())) })
 }
 
 /// The value at `row`.

@@ -1,7 +1,5 @@
 //! Numbers as text.
 
-use std::io::Write as _;
-
 use super::super::EncodeError;
 
 /// Writes an integer in decimal.
@@ -79,44 +77,42 @@ pub fn write_decimal(unscaled: i128, scale: u8, leading_zero: bool, out: &mut Ve
 
 /// Writes a DOUBLE with the fewest digits that read back as the same number.
 pub fn write_double(value: f64, out: &mut Vec<u8>) {
-    write_shortest(value, value.is_nan(), value.is_infinite(), value.is_sign_negative(), out);
+    write_shortest(zmij::Buffer::new().format(value), out);
 }
 
 /// Writes a FLOAT with the fewest digits that read back as the same number.
 pub fn write_float(value: f32, out: &mut Vec<u8>) {
-    write_shortest(value, value.is_nan(), value.is_infinite(), value.is_sign_negative(), out);
+    write_shortest(zmij::Buffer::new().format(value), out);
 }
 
-/// `1.0`, `0.0001`, `1e-05`, `1e+16`: plain from 1e-4 up to below 1e16, else an exponent of two digits or more.
-fn write_shortest(value: impl std::fmt::LowerExp, nan: bool, infinite: bool, negative: bool, out: &mut Vec<u8>) {
-    if nan {
-        return out.extend_from_slice(b"nan");
+/// Takes the digits of `shortest` (`-1.5e-7`, `120.0`, `NaN`) and writes them as DuckDB does: `1.0`, `0.0001`, `1e-05`, `1e+16`; plain
+/// from 1e-4 up to below 1e16, else with an exponent of two digits or more.
+fn write_shortest(shortest: &str, out: &mut Vec<u8>) {
+    let magnitude = shortest.trim_start_matches('-');
+    match magnitude {
+        "NaN" => return out.extend_from_slice(b"nan"),
+        _ if magnitude.len() < shortest.len() => out.push(b'-'),
+        _ => {}
     }
-    if infinite {
-        return out.extend_from_slice(if negative { b"-inf" } else { b"inf" });
+    if magnitude == "inf" {
+        return out.extend_from_slice(b"inf");
     }
-    let mut scratch = [0u8; 40];
-    let mut rest = &mut scratch[..];
-    write!(rest, "{value:e}").expect("the shortest form of a float has under 40 characters");
-    let length = 40 - rest.len();
-    let text = &scratch[..length];
-    let text = if negative {
-        out.push(b'-');
-        &text[1..]
-    } else {
-        text
-    };
-    let e = text.iter().position(|&b| b == b'e').expect("`{:e}` writes an exponent");
-    let exponent: i32 =
-        std::str::from_utf8(&text[e + 1..]).ok().and_then(|t| t.parse().ok()).expect("the exponent is a number");
-    // The digits without the point behind the first.
-    let mut digits = [0u8; 24];
-    digits[0] = text[0];
-    let count = if e > 1 { e - 1 } else { 1 };
-    digits[1..count].copy_from_slice(&text[2..e.max(2)]);
-    write_digits(&digits[..count], exponent, out);
+    let (mantissa, exponent) = magnitude.split_once('e').unwrap_or((magnitude, "0"));
+    let exponent: i32 = exponent.parse().expect("an exponent is a small number");
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let mut digits = [0u8; 40];
+    let all = whole.bytes().chain(fraction.bytes());
+    let count = digits.iter_mut().zip(all).map(|(digit, byte)| *digit = byte).count();
+    let leading = digits[..count].iter().take_while(|digit| **digit == b'0').count();
+    if leading == count {
+        return out.extend_from_slice(b"0.0");
+    }
+    let trailing = digits[..count].iter().rev().take_while(|digit| **digit == b'0').count();
+    let exponent = exponent + whole.len() as i32 - 1 - leading as i32;
+    write_digits(&digits[leading..count - trailing], exponent, out);
 }
 
+/// `digits`, without zeros at either end, times ten to the `exponent` of the first.
 fn write_digits(digits: &[u8], exponent: i32, out: &mut Vec<u8>) {
     let count = digits.len() as i32;
     if !(-4..16).contains(&exponent) {
