@@ -66,12 +66,7 @@ impl Gateway {
         let mut builder = S3ServiceBuilder::new(objects::Objects);
         builder.set_auth(grants::Auth(grants.clone()));
         builder.set_access(grants::Auth(grants.clone()));
-        let gateway = Self {
-            addr,
-            grants,
-            stop: CancellationToken::new(),
-            tasks,
-        };
+        let gateway = Self { addr, grants, stop: CancellationToken::new(), tasks };
         gateway.tasks.spawn(accept(listener, addr, builder.build(), gateway.stop.clone(), gateway.tasks.clone()));
         Ok(gateway)
     }

@@ -9,6 +9,7 @@
 
 mod bucket;
 mod credentials;
+mod lister;
 mod listing;
 mod s3;
 mod sts;
@@ -62,12 +63,7 @@ impl BucketStores {
             StoreConfig::S3(s3) => Some(s3::Clients::new(s3.clone())?),
             StoreConfig::File(_) | StoreConfig::Memory => None,
         };
-        Ok(Self {
-            config,
-            templates,
-            clients,
-            open: Mutex::new(HashMap::new()),
-        })
+        Ok(Self { config, templates, clients, open: Mutex::new(HashMap::new()) })
     }
 
     /// The names of a tenant's three buckets.

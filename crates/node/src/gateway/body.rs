@@ -34,11 +34,7 @@ pub(super) struct Upload {
 
 impl Upload {
     pub(super) fn new(body: Option<StreamingBlob>, traffic: Arc<Traffic>) -> Self {
-        Self {
-            body,
-            spare: Bytes::new(),
-            traffic,
-        }
+        Self { body, spare: Bytes::new(), traffic }
     }
 
     /// The next piece, of `limit` bytes unless the body ends with it. Empty once the body has ended.

@@ -88,9 +88,7 @@ fn method(method: &Method) -> Result<(), Refused> {
 }
 
 fn headers(headers: &HeaderMap) -> Result<(), Refused> {
-    let signed = headers
-        .get(AUTHORIZATION)
-        .is_some_and(|value| value.as_bytes().starts_with(b"AWS4-HMAC-SHA256"));
+    let signed = headers.get(AUTHORIZATION).is_some_and(|value| value.as_bytes().starts_with(b"AWS4-HMAC-SHA256"));
     if !signed {
         return Err(Refused::Unsigned);
     }
@@ -170,7 +168,9 @@ impl Refused {
     /// What the client reads.
     pub(super) fn answer(self) -> s3s::HttpResponse {
         let (status, code, message) = match self {
-            Self::ForeignHost => (StatusCode::FORBIDDEN, "AccessDenied", "only the tenant's own s3:// buckets can be reached"),
+            Self::ForeignHost => {
+                (StatusCode::FORBIDDEN, "AccessDenied", "only the tenant's own s3:// buckets can be reached")
+            }
             Self::Unsigned => (StatusCode::FORBIDDEN, "AccessDenied", "the request is not signed"),
             Self::Unsupported => (StatusCode::NOT_IMPLEMENTED, "NotImplemented", "this operation is not available"),
             Self::Path => (

@@ -37,7 +37,8 @@ pub(super) fn unavailable() -> S3Error {
 
 /// A refusal that says nothing about what exists.
 pub(super) fn denied() -> S3Error {
-    let message = "only the tenant's own buckets can be reached: -raw and -processed to read, -analytics to read and write";
+    let message =
+        "only the tenant's own buckets can be reached: -raw and -processed to read, -analytics to read and write";
     S3Error::with_message(S3ErrorCode::AccessDenied, message)
 }
 

@@ -82,12 +82,7 @@ pub(super) struct Grants {
 
 impl Grants {
     pub(super) fn new(stores: Arc<BucketStores>, tasks: TaskTracker) -> Self {
-        Self {
-            stores,
-            tasks,
-            sessions: Mutex::default(),
-            traffic: Mutex::default(),
-        }
+        Self { stores, tasks, sessions: Mutex::default(), traffic: Mutex::default() }
     }
 
     pub(super) fn issue(self: &Arc<Self>, tenant: &Tenant, mart: &Mart) -> Result<Grant, StoreError> {
@@ -117,11 +112,7 @@ impl Grants {
         let mut counts = Vec::with_capacity(traffic.len() * 2);
         for (tenant, counted) in traffic.iter() {
             for direction in [Direction::Read, Direction::Write] {
-                counts.push(Bytes {
-                    tenant: tenant.clone(),
-                    direction,
-                    bytes: counted.get(direction),
-                });
+                counts.push(Bytes { tenant: tenant.clone(), direction, bytes: counted.get(direction) });
             }
         }
         counts
@@ -175,7 +166,11 @@ impl S3Access for Auth {
         let session = key_id.and_then(|key_id| self.0.session(&key_id)).ok_or_else(errors::denied)?;
         let access = match request.s3_op().name() {
             "GetObject" | "HeadObject" => Access::Read,
-            "PutObject" | "CreateMultipartUpload" | "UploadPart" | "CompleteMultipartUpload" | "AbortMultipartUpload"
+            "PutObject"
+            | "CreateMultipartUpload"
+            | "UploadPart"
+            | "CompleteMultipartUpload"
+            | "AbortMultipartUpload"
             | "DeleteObject" => Access::Write,
             // The prefix, or each key, is checked where it is parsed.
             "ListObjectsV2" | "DeleteObjects" if request.s3_path().as_bucket().is_some() => {

@@ -44,13 +44,8 @@ pub(super) async fn list(session: &Session, input: ListObjectsV2Input) -> S3Resu
         Page { entries: Vec::new(), next: None }
     } else {
         let bucket = session.bucket(&input.bucket).await?;
-        let listing = Listing {
-            prefix: &prefix,
-            fold,
-            start,
-            limit,
-            visible: &|key| session.policy.visible(&input.bucket, key),
-        };
+        let listing =
+            Listing { prefix: &prefix, fold, start, limit, visible: &|key| session.policy.visible(&input.bucket, key) };
         bucket.list(&listing).await.map_err(errors::of_store)?
     };
     Ok(answer(input, page, limit, encode))

@@ -6,10 +6,10 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, ObjectMeta, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput, CompleteMultipartUploadOutput,
-    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput,
-    DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag, ETagCondition,
-    GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output,
-    PutObjectInput, PutObjectOutput, Range, Timestamp, UploadPartInput, UploadPartOutput,
+    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput,
+    DeleteObjectsOutput, DeletedObject, ETag, ETagCondition, GetObjectInput, GetObjectOutput, HeadObjectInput,
+    HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, PutObjectInput, PutObjectOutput, Range, Timestamp,
+    UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
 
@@ -44,7 +44,8 @@ impl S3 for Objects {
         let output = GetObjectOutput {
             accept_ranges: Some("bytes".into()),
             content_length: i64::try_from(length).ok(),
-            content_range: partial.then(|| format!("bytes {}-{}/{}", got.range.start, got.range.end - 1, got.meta.size)),
+            content_range: partial
+                .then(|| format!("bytes {}-{}/{}", got.range.start, got.range.end - 1, got.meta.size)),
             content_type: Some("application/octet-stream".into()),
             e_tag: etag(got.meta.e_tag.as_deref()),
             last_modified: Some(Timestamp::from(std::time::SystemTime::from(got.meta.last_modified))),
@@ -83,7 +84,9 @@ impl S3 for Objects {
         let create = match (&input.if_match, &input.if_none_match) {
             (None, None) => false,
             (None, Some(ETagCondition::Any)) => true,
-            _ => return Err(S3Error::with_message(S3ErrorCode::NotImplemented, "only `If-None-Match: *` is available")),
+            _ => {
+                return Err(S3Error::with_message(S3ErrorCode::NotImplemented, "only `If-None-Match: *` is available"));
+            }
         };
         let bucket = session.bucket(&input.bucket).await?;
         let path = key_path(&input.key)?;
@@ -98,10 +101,7 @@ impl S3 for Objects {
         } else {
             put_in_pieces(&bucket, &path, first, &mut upload).await?
         };
-        Ok(S3Response::new(PutObjectOutput {
-            e_tag: etag(written.as_deref()),
-            ..PutObjectOutput::default()
-        }))
+        Ok(S3Response::new(PutObjectOutput { e_tag: etag(written.as_deref()), ..PutObjectOutput::default() }))
     }
 
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
@@ -284,7 +284,6 @@ async fn put_in_pieces(
         }
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -88,7 +88,9 @@ mod tests {
     #[test]
     fn the_replica_is_out_of_reach_and_its_neighbours_are_not() {
         let policy = acme();
-        for key in ["duckdb", "duckdb/m/log/1", "DuckDB/m", "duc\u{212a}db/m", "x//duckdb", "./duckdb/m", "x/../duckdb/m"] {
+        for key in
+            ["duckdb", "duckdb/m/log/1", "DuckDB/m", "duc\u{212a}db/m", "x//duckdb", "./duckdb/m", "x/../duckdb/m"]
+        {
             for access in [Access::Read, Access::Write] {
                 assert!(!policy.allows(access, "sm-acme-analytics", key), "{key}");
             }

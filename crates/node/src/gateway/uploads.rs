@@ -56,10 +56,7 @@ struct Part {
 
 impl Default for Uploads {
     fn default() -> Self {
-        Self {
-            open: Mutex::default(),
-            room: Semaphore::new(HELD_BYTES as usize),
-        }
+        Self { open: Mutex::default(), room: Semaphore::new(HELD_BYTES as usize) }
     }
 }
 
@@ -120,12 +117,7 @@ pub(super) async fn create(
     let bucket = session.bucket(&input.bucket).await?;
     let id = bucket.multipart.create_multipart(&path).await.map_err(errors::of_store)?;
     let name = uuid::Uuid::new_v4().simple().to_string();
-    let upload = Upload {
-        bucket,
-        path,
-        id,
-        parts: Mutex::default(),
-    };
+    let upload = Upload { bucket, path, id, parts: Mutex::default() };
     session.uploads.lock().insert(name.clone(), Arc::new(upload));
     Ok(CreateMultipartUploadOutput {
         bucket: Some(input.bucket),
@@ -160,10 +152,7 @@ pub(super) async fn part(session: &Session, input: UploadPartInput) -> S3Result<
     let id = id.map_err(errors::of_store)?;
     let tag = ETag::Strong(uuid::Uuid::new_v4().simple().to_string());
     upload.parts().insert(index, Part { tag: tag.clone(), id });
-    Ok(UploadPartOutput {
-        e_tag: Some(tag),
-        ..UploadPartOutput::default()
-    })
+    Ok(UploadPartOutput { e_tag: Some(tag), ..UploadPartOutput::default() })
 }
 
 pub(super) async fn complete(

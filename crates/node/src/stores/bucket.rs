@@ -7,10 +7,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
-use object_store::list::PaginatedListStore;
 use object_store::multipart::MultipartStore;
 
 use super::StoreError;
+use super::lister::Lister;
 use crate::names::Tenant;
 
 /// A legal bucket name: 3 to 63 of `a-z`, `0-9`, `-` and `.`, starting and ending with a letter or digit, never `..`.
@@ -71,31 +71,16 @@ pub struct TenantBuckets {
 
 impl Default for BucketTemplates {
     fn default() -> Self {
-        let template = |suffix: &str| Template {
-            before: "sm-".into(),
-            after: suffix.into(),
-        };
-        Self {
-            analytics: template("-analytics"),
-            processed: template("-processed"),
-            raw: template("-raw"),
-        }
+        let template = |suffix: &str| Template { before: "sm-".into(), after: suffix.into() };
+        Self { analytics: template("-analytics"), processed: template("-processed"), raw: template("-raw") }
     }
 }
 
 impl BucketTemplates {
     /// Refuses templates by which two tenants, or two purposes, could end up in one bucket.
     pub fn new(analytics: &str, processed: &str, raw: &str) -> Result<Self, StoreError> {
-        let all = Self {
-            analytics: analytics.parse()?,
-            processed: processed.parse()?,
-            raw: raw.parse()?,
-        };
-        let pairs = [
-            (&all.analytics, &all.processed),
-            (&all.analytics, &all.raw),
-            (&all.processed, &all.raw),
-        ];
+        let all = Self { analytics: analytics.parse()?, processed: processed.parse()?, raw: raw.parse()? };
+        let pairs = [(&all.analytics, &all.processed), (&all.analytics, &all.raw), (&all.processed, &all.raw)];
         for (one, other) in pairs {
             if one.may_meet(other) {
                 return Err(StoreError::Config(format!(
@@ -117,9 +102,7 @@ impl BucketTemplates {
 
     /// Whether some tenant's bucket could have this name: the control bucket must not.
     pub fn could_name(&self, bucket: &BucketName) -> bool {
-        [&self.analytics, &self.processed, &self.raw]
-            .iter()
-            .any(|template| template.could_name(bucket.as_str()))
+        [&self.analytics, &self.processed, &self.raw].iter().any(|template| template.could_name(bucket.as_str()))
     }
 }
 
@@ -163,10 +146,7 @@ impl FromStr for Template {
         if after.contains("{tenant}") {
             return Err(bad("has `{tenant}` twice"));
         }
-        let template = Self {
-            before: before.into(),
-            after: after.into(),
-        };
+        let template = Self { before: before.into(), after: after.into() };
         let longest = "a".repeat(crate::names::MAX_NAME_CHARS);
         let named: Result<BucketName, _> = format!("{before}{longest}{after}").parse();
         match named {
@@ -187,28 +167,19 @@ pub struct Bucket {
     pub log: Arc<dyn ObjectStore>,
     /// Uploads in parts.
     pub multipart: Arc<dyn MultipartStore>,
-    /// Lists by any prefix in key order, where the store can.
-    pub(super) pages: Option<Arc<dyn PaginatedListStore>>,
+    /// Lists by any prefix, where the store can.
+    pub(super) pages: Option<Arc<Lister>>,
 }
 
 impl Bucket {
     /// A bucket on a store that never retries by itself and lists only whole directories.
     pub(super) fn of_one<S: ObjectStore + MultipartStore>(name: BucketName, store: Arc<S>) -> Self {
-        Self {
-            name,
-            data: store.clone(),
-            log: store.clone(),
-            multipart: store,
-            pages: None,
-        }
+        Self { name, data: store.clone(), log: store.clone(), multipart: store, pages: None }
     }
 
     /// The two clients as the replica wants them.
     pub fn replica(&self) -> replica::Stores {
-        replica::Stores {
-            data: self.data.clone(),
-            log: self.log.clone(),
-        }
+        replica::Stores { data: self.data.clone(), log: self.log.clone() }
     }
 }
 

@@ -42,11 +42,7 @@ struct Held {
 
 impl<I: Issuer> Refreshing<I> {
     pub(super) fn new(issuer: I) -> Self {
-        Self {
-            issuer,
-            held: Mutex::new(None),
-            asking: tokio::sync::Mutex::new(()),
-        }
+        Self { issuer, held: Mutex::new(None), asking: tokio::sync::Mutex::new(()) }
     }
 
     /// The credentials to use at that moment.
@@ -115,11 +111,8 @@ mod tests {
             }
             tokio::task::yield_now().await;
             let n = self.issued.fetch_add(1, Ordering::SeqCst) + 1;
-            let credential = AwsCredential {
-                key_id: format!("key-{n}"),
-                secret_key: "s".into(),
-                token: Some("t".into()),
-            };
+            let credential =
+                AwsCredential { key_id: format!("key-{n}"), secret_key: "s".into(), token: Some("t".into()) };
             Ok((credential, Duration::from_secs(3600)))
         }
     }

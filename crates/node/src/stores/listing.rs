@@ -4,19 +4,18 @@
 //! stateless: what comes next is in the token. Within a page entries are in key order; between pages they are in the
 //! store's, which with SeaweedFS is that of a directory tree (`m/1` before `m-1`).
 //!
-//! **Invariant:** a page never names a key that its `visible` refuses, neither as an object nor as a folded prefix, and a page
-//! without entries is the last.
+//! **Invariant:** a page never names a key that its `visible` refuses, neither as an object nor as a folded prefix, nor one that
+//! can't be read through a store's clients (`a//b`, or the `folder/` that consoles make); a page without entries is the last.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
-use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
 use object_store::{ListResult, ObjectMeta, ObjectStore, Result};
 
 use super::Bucket;
+use super::lister::{Lister, Question};
 
 /// Sorts after every key that goes on from the text before it.
 const LAST_CHAR: char = '\u{10FFFF}';
@@ -73,11 +72,7 @@ pub enum Entry {
 
 impl From<ObjectMeta> for Entry {
     fn from(meta: ObjectMeta) -> Self {
-        Self::Object {
-            size: meta.size,
-            modified: meta.last_modified,
-            etag: meta.e_tag,
-        }
+        Self::Object { size: meta.size, modified: meta.last_modified, etag: meta.e_tag }
     }
 }
 
@@ -85,13 +80,13 @@ impl Bucket {
     /// One page of a listing.
     pub async fn list(&self, listing: &Listing<'_>) -> Result<Page> {
         match &self.pages {
-            Some(store) => list_pages(store.as_ref(), listing).await,
+            Some(lister) => list_pages(lister, listing).await,
             None => list_directory(self.data.as_ref(), listing).await,
         }
     }
 }
 
-async fn list_pages(store: &dyn PaginatedListStore, listing: &Listing<'_>) -> Result<Page> {
+async fn list_pages(lister: &Lister, listing: &Listing<'_>) -> Result<Page> {
     let mut entries = BTreeMap::new();
     let (mut offset, mut token) = match listing.start {
         Start::First => (None, None),
@@ -99,29 +94,36 @@ async fn list_pages(store: &dyn PaginatedListStore, listing: &Listing<'_>) -> Re
         Start::Token(token) => (None, Some(token.to_owned())),
     };
     loop {
-        let options = PaginatedListOptions {
-            offset: offset.take(),
-            delimiter: listing.fold.then_some(Cow::Borrowed("/")),
-            max_keys: Some((listing.limit - entries.len()).min(MAX_PAGE)),
-            page_token: token.take(),
-            ..PaginatedListOptions::default()
+        let question = Question {
+            prefix: listing.prefix,
+            delimiter: listing.fold.then_some("/"),
+            start_after: offset.as_deref(),
+            token: token.as_deref(),
+            max_keys: (listing.limit - entries.len()).min(MAX_PAGE),
         };
-        let prefix = (!listing.prefix.is_empty()).then_some(listing.prefix);
-        let page = store.list_paginated(prefix, options).await?;
-        let last = page.result.objects.last().map(|object| object.location.to_string());
-        let found = texts(page.result);
-        entries.extend(found.filter(|(text, _)| text.starts_with(listing.prefix) && (listing.visible)(text)));
-        token = page.page_token;
+        let page = lister.ask(&question).await?;
+        let found = page.entries.into_iter();
+        entries.extend(found.filter(|(text, entry)| usable(text, entry) && (listing.visible)(text)));
+        (offset, token) = (None, page.next);
         if token.is_none() || entries.len() >= listing.limit {
             return Ok(Page { entries: entries.into_iter().collect(), next: token });
         }
-        if let Some(hidden) = last.filter(|last| !(listing.visible)(last)) {
+        if let Some(hidden) = page.last_key.filter(|last| !(listing.visible)(last)) {
             // Don't page through what may not be seen: go on behind its folder.
             let top = hidden.split('/').next().unwrap_or_default();
             offset = Some(format!("{top}/{LAST_CHAR}"));
             token = None;
         }
     }
+}
+
+/// Whether a client reads back this very key, or keys below this folded prefix.
+fn usable(text: &str, entry: &Entry) -> bool {
+    let key = match entry {
+        Entry::Object { .. } => Some(text),
+        Entry::Folded => text.strip_suffix('/'),
+    };
+    key.is_some_and(|key| Path::parse(key).is_ok_and(|path| path.as_ref() == key))
 }
 
 async fn list_directory(store: &dyn ObjectStore, listing: &Listing<'_>) -> Result<Page> {

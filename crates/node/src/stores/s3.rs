@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential, AwsCredentialProvider, S3ConditionalPut};
-use object_store::client::{HttpConnector, ReqwestConnector};
+use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
 use object_store::{BackoffConfig, ClientOptions, RetryConfig, StaticCredentialProvider};
 
+use super::StoreError;
 use super::bucket::{Bucket, BucketName};
 use super::credentials::Refreshing;
+use super::lister::Lister;
 use super::sts::{Proof, Sts};
-use super::StoreError;
 
 /// A body of data has this long to pass; a read that is cut off goes on where it was.
 const DATA_DEADLINE: Duration = Duration::from_secs(300);
@@ -71,12 +72,18 @@ impl S3Config {
         self.region.clone().filter(|r| !r.is_empty()).unwrap_or_else(|| "us-east-1".into())
     }
 
-    /// Address of a bucket, and whether it is in the host name.
-    fn address(&self, endpoint: &str, bucket: &BucketName) -> (String, bool) {
-        if self.path_style.unwrap_or(true) {
-            return (endpoint.to_owned(), false);
+    /// Whether buckets are named in the path.
+    fn path_style(&self) -> bool {
+        self.path_style.unwrap_or(self.custom_endpoint().is_some())
+    }
+
+    /// Address of a bucket, without a final `/`.
+    fn bucket_address(&self, bucket: &BucketName) -> String {
+        let endpoint = self.custom_endpoint().unwrap_or_else(|| format!("https://s3.{}.amazonaws.com", self.region()));
+        match self.path_style() {
+            true => format!("{endpoint}/{bucket}"),
+            false => endpoint.replacen("://", &format!("://{bucket}."), 1),
         }
-        (endpoint.replacen("://", &format!("://{bucket}."), 1), true)
     }
 }
 
@@ -95,36 +102,28 @@ impl Clients {
 
     pub(super) fn bucket(&self, name: &BucketName) -> Result<Bucket, StoreError> {
         let data = Arc::new(self.client(name, DATA_DEADLINE, RetryConfig::default())?);
-        let once = RetryConfig {
-            backoff: BackoffConfig::default(),
-            max_retries: 0,
-            retry_timeout: Duration::ZERO,
-        };
+        let once = RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::ZERO };
         let log = Arc::new(self.client(name, LOG_DEADLINE, once)?);
-        Ok(Bucket {
-            name: name.clone(),
-            data: data.clone(),
-            log,
-            multipart: data.clone(),
-            pages: Some(data),
-        })
+        let lister = Lister {
+            client: connect(self.config.custom_endpoint().as_deref())?,
+            address: self.config.bucket_address(name),
+            region: self.config.region(),
+            credentials: data.credentials().clone(),
+        };
+        Ok(Bucket { name: name.clone(), data: data.clone(), log, multipart: data, pages: Some(Arc::new(lister)) })
     }
 
     fn client(&self, name: &BucketName, deadline: Duration, retry: RetryConfig) -> Result<AmazonS3, StoreError> {
         let endpoint = self.config.custom_endpoint();
+        // Virtual-hosted for the builder means that the address holds the bucket already, wherever in it.
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(name.as_str())
             .with_region(self.config.region())
+            .with_endpoint(self.config.bucket_address(name))
+            .with_virtual_hosted_style_request(true)
             .with_conditional_put(S3ConditionalPut::ETagMatch)
             .with_retry(retry)
             .with_client_options(options(endpoint.as_deref()).with_timeout(deadline));
-        builder = match endpoint {
-            Some(endpoint) => {
-                let (address, in_host) = self.config.address(&endpoint, name);
-                builder.with_endpoint(address).with_virtual_hosted_style_request(in_host)
-            }
-            None => builder.with_virtual_hosted_style_request(!self.config.path_style.unwrap_or(false)),
-        };
         if let Some(credentials) = &self.credentials {
             builder = builder.with_credentials(credentials.clone());
         }
@@ -137,6 +136,10 @@ fn options(endpoint: Option<&str>) -> ClientOptions {
     ClientOptions::new().with_allow_http(plain).with_connect_timeout(CONNECT_DEADLINE)
 }
 
+fn connect(endpoint: Option<&str>) -> Result<HttpClient, StoreError> {
+    ReqwestConnector::default().connect(&options(endpoint)).map_err(|e| StoreError::Open(e.into()))
+}
+
 fn credentials(config: &S3Config) -> Result<Option<AwsCredentialProvider>, StoreError> {
     let keys = match (&config.access_key_id, &config.secret_access_key) {
         (Some(key_id), Some(secret_key)) => Some(AwsCredential {
@@ -145,7 +148,11 @@ fn credentials(config: &S3Config) -> Result<Option<AwsCredentialProvider>, Store
             token: config.session_token.clone(),
         }),
         (None, None) => None,
-        _ => return Err(StoreError::Config("an access key id and its secret go together; one of them is missing".into())),
+        _ => {
+            return Err(StoreError::Config(
+                "an access key id and its secret go together; one of them is missing".into(),
+            ));
+        }
     };
     let proof = match (&config.role_arn, &config.web_identity_token_file, keys) {
         (Some(_), Some(file), _) => Proof::TokenFile(file.clone()),
@@ -155,7 +162,9 @@ fn credentials(config: &S3Config) -> Result<Option<AwsCredentialProvider>, Store
             let why = "a role needs keys or a web identity token file to be assumed with";
             return Err(StoreError::Config(why.into()));
         }
-        (None, Some(_), None) => return Err(StoreError::Config("a web identity token file needs a role to assume".into())),
+        (None, Some(_), None) => {
+            return Err(StoreError::Config("a web identity token file needs a role to assume".into()));
+        }
         (None, None, None) => return Ok(None),
     };
     let region = config.region();
@@ -164,9 +173,7 @@ fn credentials(config: &S3Config) -> Result<Option<AwsCredentialProvider>, Store
         .clone()
         .or_else(|| config.custom_endpoint())
         .unwrap_or_else(|| format!("https://sts.{region}.amazonaws.com"));
-    let client = ReqwestConnector::default()
-        .connect(&options(Some(&endpoint)))
-        .map_err(|e| StoreError::Open(e.into()))?;
+    let client = connect(Some(&endpoint))?;
     Ok(Some(Arc::new(Refreshing::new(Sts {
         endpoint,
         region,
@@ -181,10 +188,7 @@ mod tests {
     use super::*;
 
     fn with_endpoint(endpoint: &str) -> S3Config {
-        S3Config {
-            endpoint: Some(endpoint.into()),
-            ..S3Config::default()
-        }
+        S3Config { endpoint: Some(endpoint.into()), ..S3Config::default() }
     }
 
     #[test]
@@ -200,26 +204,21 @@ mod tests {
     #[test]
     fn a_custom_endpoint_gets_path_style_unless_told_otherwise() {
         let name: BucketName = "sm-a-raw".parse().expect("legal");
-        let mut config = with_endpoint("https://minio.lan");
-        assert_eq!(config.address("https://minio.lan", &name), ("https://minio.lan".into(), false));
-        config.path_style = Some(false);
-        assert_eq!(config.address("https://minio.lan", &name), ("https://sm-a-raw.minio.lan".into(), true));
+        let address = |endpoint: &str, path_style| {
+            let config = S3Config { path_style, region: Some("eu-west-1".into()), ..with_endpoint(endpoint) };
+            config.bucket_address(&name)
+        };
+        assert_eq!(address("https://minio.lan", None), "https://minio.lan/sm-a-raw");
+        assert_eq!(address("https://minio.lan", Some(false)), "https://sm-a-raw.minio.lan");
+        assert_eq!(address("https://s3.amazonaws.com", None), "https://sm-a-raw.s3.eu-west-1.amazonaws.com");
+        assert_eq!(address("", Some(true)), "https://s3.eu-west-1.amazonaws.com/sm-a-raw");
     }
 
     #[test]
     fn half_a_pair_of_keys_or_a_role_without_proof_is_refused() {
-        let half = S3Config {
-            access_key_id: Some("k".into()),
-            ..S3Config::default()
-        };
-        let unproved = S3Config {
-            role_arn: Some("arn:aws:iam::1:role/r".into()),
-            ..S3Config::default()
-        };
-        let roleless = S3Config {
-            web_identity_token_file: Some("/token".into()),
-            ..S3Config::default()
-        };
+        let half = S3Config { access_key_id: Some("k".into()), ..S3Config::default() };
+        let unproved = S3Config { role_arn: Some("arn:aws:iam::1:role/r".into()), ..S3Config::default() };
+        let roleless = S3Config { web_identity_token_file: Some("/token".into()), ..S3Config::default() };
         for config in [half, unproved, roleless] {
             assert!(matches!(Clients::new(config), Err(StoreError::Config(_))));
         }

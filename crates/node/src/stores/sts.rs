@@ -14,6 +14,7 @@ use object_store::aws::{AwsAuthorizer, AwsCredential};
 use object_store::client::{HttpClient, HttpRequest, HttpRequestBody};
 
 use super::credentials::Issuer;
+use super::lister::percent_encoded;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -73,48 +74,29 @@ impl Issuer for Sts {
 impl Sts {
     async fn request(&self) -> Result<HttpRequest, AnyError> {
         let mut form = vec![
-            ("Version", "2011-06-15".to_owned()),
-            ("RoleArn", self.role_arn.clone()),
-            ("RoleSessionName", "tarn".to_owned()),
-            ("DurationSeconds", WANTED_SECONDS.to_owned()),
+            "Version=2011-06-15&RoleSessionName=tarn".to_owned(),
+            format!("DurationSeconds={WANTED_SECONDS}"),
+            format!("RoleArn={}", percent_encoded(&self.role_arn)),
         ];
         match &self.proof {
-            Proof::Keys(_) => form.push(("Action", "AssumeRole".to_owned())),
+            Proof::Keys(_) => form.push("Action=AssumeRole".to_owned()),
             Proof::TokenFile(path) => {
                 let token = tokio::fs::read_to_string(path)
                     .await
                     .map_err(|e| format!("the web identity token file can't be read: {e}"))?;
-                form.push(("Action", "AssumeRoleWithWebIdentity".to_owned()));
-                form.push(("WebIdentityToken", token.trim().to_owned()));
+                form.push("Action=AssumeRoleWithWebIdentity".to_owned());
+                form.push(format!("WebIdentityToken={}", percent_encoded(token.trim())));
             }
         }
         let mut request = http::Request::post(format!("{}/", self.endpoint.trim_end_matches('/')))
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .header(ACCEPT, "application/xml")
-            .body(HttpRequestBody::from(encoded(&form)))?;
+            .body(HttpRequestBody::from(form.join("&")))?;
         if let Proof::Keys(keys) = &self.proof {
             AwsAuthorizer::new(keys, "sts", &self.region).authorize(&mut request, None);
         }
         Ok(request)
     }
-}
-
-fn encoded(form: &[(&str, String)]) -> String {
-    let mut out = String::new();
-    for (name, value) in form {
-        if !out.is_empty() {
-            out.push('&');
-        }
-        out.push_str(name);
-        out.push('=');
-        for byte in value.bytes() {
-            match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
-                _ => out.push_str(&format!("%{byte:02X}")),
-            }
-        }
-    }
-    out
 }
 
 fn parse(xml: &str, now: DateTime<Utc>) -> Result<(AwsCredential, Duration), AnyError> {
@@ -146,6 +128,42 @@ mod tests {
         <AssumeRoleResult><AssumedRoleUser><Arn>arn:aws:sts::1:assumed-role/r/tarn</Arn></AssumedRoleUser><Credentials>
         <AccessKeyId>AK</AccessKeyId><SecretAccessKey>a/b+c=</SecretAccessKey><SessionToken>x&amp;y==</SessionToken>
         <Expiration>2030-01-01T01:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"#;
+
+    /// A token service that knows one token, and the address it listens on.
+    async fn service() -> String {
+        let answer = |form: String| async move {
+            let wanted = "WebIdentityToken=good%2F2";
+            match form.contains("Action=AssumeRoleWithWebIdentity") && form.split('&').any(|pair| pair == wanted) {
+                true => (http::StatusCode::OK, ANSWER.replace("2030", "2130")),
+                false => (http::StatusCode::FORBIDDEN, "<Error><Code>ExpiredToken</Code></Error>".to_owned()),
+            }
+        };
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("loopback");
+        let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
+        let router = axum::Router::new().route("/", axum::routing::post(answer));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        endpoint
+    }
+
+    #[tokio::test]
+    async fn a_rotated_web_identity_token_is_read_anew_and_a_refusal_names_the_role() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("token");
+        std::fs::write(&file, "old/1\n").expect("written");
+        let sts = Sts {
+            endpoint: service().await,
+            region: "us-east-1".into(),
+            role_arn: "arn:aws:iam::1:role/r".into(),
+            proof: Proof::TokenFile(file.clone()),
+            client: HttpClient::new(reqwest::Client::new()),
+        };
+        let refused = sts.issue().await.expect_err("an expired token").to_string();
+        assert!(refused.contains("role/r") && refused.contains("ExpiredToken"), "{refused}");
+        std::fs::write(&file, "good/2\n").expect("rotated");
+        let (credential, life) = sts.issue().await.expect("a good token");
+        assert_eq!(credential.key_id, "AK");
+        assert!(life > Duration::from_secs(3600));
+    }
 
     #[test]
     fn an_answer_is_read_whole() {

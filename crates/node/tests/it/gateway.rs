@@ -100,13 +100,20 @@ impl Place {
     }
 
     /// A request signed by the grant's keys, outside of DuckDB.
-    async fn request(&self, method: Method, target: &str, headers: &[(&str, &str)]) -> (StatusCode, http::HeaderMap, String) {
-        let mut request = http::Request::builder().method(method).uri(format!("http://{}{target}", self.gateway.addr()));
+    async fn request(
+        &self,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+    ) -> (StatusCode, http::HeaderMap, String) {
+        let mut request =
+            http::Request::builder().method(method).uri(format!("http://{}{target}", self.gateway.addr()));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let mut request = request.body(HttpRequestBody::empty()).expect("a legal request");
-        let keys = AwsCredential { key_id: self.grant.key_id.clone(), secret_key: self.grant.secret.clone(), token: None };
+        let keys =
+            AwsCredential { key_id: self.grant.key_id.clone(), secret_key: self.grant.secret.clone(), token: None };
         AwsAuthorizer::new(&keys, "s3", REGION).authorize(&mut request, None);
         let answer = HttpClient::new(reqwest::Client::new()).execute(request).await.expect("an answer");
         let (parts, body) = answer.into_parts();
@@ -185,7 +192,12 @@ async fn the_seeds_join(place: &Place) {
         .await;
     let parquet = place.bucket("sm-default-analytics").data.get(&Path::from("seed/m.parquet")).await.expect("written");
     let bytes = parquet.bytes().await.expect("whole");
-    place.bucket("sm-default-processed").data.put(&Path::from("metrics/m.parquet"), bytes.into()).await.expect("stored");
+    place
+        .bucket("sm-default-processed")
+        .data
+        .put(&Path::from("metrics/m.parquet"), bytes.into())
+        .await
+        .expect("stored");
     let rows = place
         .rows(
             "SELECT a.id, m.metric, m.value
@@ -217,14 +229,17 @@ async fn partitions_written_and_replaced(place: &Place) {
     let target = format!("'{ANALYTICS}/parts'");
     place
         .run(&[
-            &format!("COPY (SELECT range i, range % 3 p FROM range(3000)) TO {target} (FORMAT parquet, PARTITION_BY (p))"),
+            &format!(
+                "COPY (SELECT range i, range % 3 p FROM range(3000)) TO {target} (FORMAT parquet, PARTITION_BY (p))"
+            ),
             &format!(
                 "COPY (SELECT range i, range % 2 p, 'a b+%/' || (range % 2) q FROM range(300)) TO {target}
                 (FORMAT parquet, PARTITION_BY (p, q), OVERWRITE)"
             ),
         ])
         .await;
-    let read = format!("SELECT p, q, count(*) FROM read_parquet('{ANALYTICS}/parts/**/*.parquet') GROUP BY ALL ORDER BY ALL");
+    let read =
+        format!("SELECT p, q, count(*) FROM read_parquet('{ANALYTICS}/parts/**/*.parquet') GROUP BY ALL ORDER BY ALL");
     assert_eq!(place.rows(&read).await, ["0 a b+%/0 150", "1 a b+%/1 150"]);
 }
 
@@ -415,7 +430,8 @@ async fn a_grant_ends_with_its_drop_and_its_unfinished_uploads_with_it() {
 
     let renewed = place.request(Method::GET, "/sm-default-raw/f", &[]).await;
     assert_eq!(renewed.0, StatusCode::OK);
-    let mut old = std::mem::replace(&mut place.grant, place.gateway.grant(&tenant_named("acme"), &mart).expect("a third"));
+    let mut old =
+        std::mem::replace(&mut place.grant, place.gateway.grant(&tenant_named("acme"), &mart).expect("a third"));
     (old.key_id, old.secret) = (key_id, secret);
     let place = Place { grant: old, ..place };
     let (status, _, body) = place.request(Method::GET, "/sm-default-raw/f", &[]).await;

@@ -86,7 +86,8 @@ impl SeaweedFs {
         assert!(self.put(&format!("{bucket}?versioning="), versioned).await, "no versioning:\n{}", self.log());
     }
 
-    async fn put(&self, target: &str, body: &'static str) -> bool {
+    /// A signed PUT of any target, as no client of ours would do it; whether it went well.
+    pub async fn put(&self, target: &str, body: &'static str) -> bool {
         let keys = AwsCredential { key_id: KEY_ID.into(), secret_key: SECRET.into(), token: None };
         let mut request = http::Request::builder()
             .method(Method::PUT)

@@ -82,6 +82,17 @@ async fn s3_lists_like_a_directory_page_by_page_and_skips_what_is_hidden() {
 }
 
 #[tokio::test]
+async fn folders_that_consoles_make_do_not_show_as_objects() {
+    let server = SeaweedFs::start(&[name("sm-a-raw")]).await;
+    let bucket = stores(server.config()).bucket(&name("sm-a-raw")).expect("opens");
+    assert!(server.put("sm-a-raw/folder/", "").await, "SeaweedFS takes a folder");
+    put(&bucket, "folder/x").await;
+    assert_eq!(keys(&bucket, "", false, 10).await, ["folder/x"]);
+    assert_eq!(keys(&bucket, "", true, 10).await, ["folder/"]);
+    assert_eq!(keys(&bucket, "folder/", true, 10).await, ["folder/x"]);
+}
+
+#[tokio::test]
 async fn a_store_that_is_away_is_an_error_and_not_an_empty_list() {
     let nowhere = S3Config {
         endpoint: Some("http://127.0.0.1:1".into()),
