@@ -156,7 +156,7 @@ impl Log {
 
     /// Rolls the full segment that ends at `last_slot`, if it does. Failure is harmless: readers fall back to single records.
     pub async fn roll_segment(&self, last_slot: u64) {
-        if (last_slot + 1) % SLOTS_PER_SEGMENT != 0 {
+        if !ends_segment(last_slot) {
             return;
         }
         let number = last_slot / SLOTS_PER_SEGMENT;
@@ -273,6 +273,11 @@ enum Chunk {
     Segment(u64, RangeInclusive<u64>),
 }
 
+/// True for the last slot of a segment.
+pub fn ends_segment(slot: u64) -> bool {
+    (slot + 1).is_multiple_of(SLOTS_PER_SEGMENT)
+}
+
 /// How to read a range of slots: from segments where they can exist and pay, else one by one.
 fn chunks(slots: RangeInclusive<u64>, head: u64) -> Vec<Chunk> {
     let (mut slot, end) = slots.into_inner();
@@ -289,4 +294,75 @@ fn chunks(slots: RangeInclusive<u64>, head: u64) -> Vec<Chunk> {
         slot = until + 1;
     }
     chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::hash::Hash;
+    use crate::ship::{Draft, Head};
+
+    async fn log_of(records: u64) -> Log {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let incarnation = Uuid::new_v4();
+        let layout = Layout::new(&"duckdb/dev".into(), incarnation);
+        let log = Log { stores: Stores { data: Arc::clone(&store), log: store }, layout, incarnation };
+        let mut head = Head { slot: 0, hash: Hash::ZERO, epoch: 0, base_slot: 0, time_us: 0, tip: None };
+        for _ in 0..records {
+            let kind = Kind::Fence { node: "test".into(), from: None };
+            let (header, bytes) = Draft { epoch: head.epoch + 1, base_slot: 0, tip: None, kind, time_us: 0 }.encode(incarnation, &head, &[]);
+            assert!(matches!(log.create(header.slot, &bytes).await, Ok(Put::Won)));
+            log.roll_segment(header.slot).await;
+            head = Head { slot: header.slot, hash: Hash::of(&bytes), epoch: header.epoch, ..head };
+        }
+        log
+    }
+
+    #[tokio::test]
+    async fn a_full_range_is_read_from_its_segment_and_the_rest_one_by_one() {
+        let log = log_of(2100).await;
+        for slot in (1..=998).chain(1000..=1998) {
+            log.stores.data.delete(&log.layout.slot(slot)).await.expect("deletes");
+        }
+        let records: Vec<Record> = log.read(1..=2100, 2100).try_collect().await.expect("reads");
+        assert_eq!(records.iter().map(|record| record.header.slot).collect::<Vec<_>>(), (1..=2100).collect::<Vec<_>>());
+        assert!(records.windows(2).all(|pair| pair[1].header.prev == pair[0].hash));
+        let part: Vec<Record> = log.read(990..=1500, 2100).try_collect().await.expect("reads");
+        assert_eq!(part.len(), 511);
+        assert_eq!(log.find_head().await.expect("finds").map(|record| record.header.slot), Some(2100));
+    }
+
+    #[tokio::test]
+    async fn a_missing_segment_is_no_loss_and_a_damaged_one_is_noticed() {
+        let log = log_of(1010).await;
+        let key = log.layout.segment(0);
+        let mut bytes = log.fetch_object(&key).await.expect("reads").expect("was rolled").to_vec();
+        log.stores.data.delete(&key).await.expect("deletes");
+        assert_eq!(log.read(1..=1010, 1010).try_collect::<Vec<_>>().await.expect("reads").len(), 1010);
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        log.stores.data.put(&key, bytes.into()).await.expect("puts");
+        assert!(matches!(log.read(1..=1010, 1010).try_collect::<Vec<_>>().await, Err(Error::Corrupt { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_hole_in_the_log_is_corrupt() {
+        let log = log_of(5).await;
+        log.stores.data.delete(&log.layout.slot(3)).await.expect("deletes");
+        assert!(matches!(log.read(1..=5, 5).try_collect::<Vec<_>>().await, Err(Error::Corrupt { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_slot_is_won_once_and_winning_again_with_the_same_bytes_is_the_same_win() {
+        let log = log_of(1).await;
+        let head = Head::of(&log.get(1).await.expect("reads").expect("there"));
+        let draft = || Draft { epoch: 2, base_slot: 0, tip: None, kind: Kind::Drop {}, time_us: 0 };
+        let (_, mine) = draft().encode(log.incarnation, &head, &[]);
+        let (_, theirs) = draft().encode(log.incarnation, &head, &[]);
+        assert!(matches!(log.create(2, &mine).await, Ok(Put::Won)));
+        assert!(matches!(log.create(2, &mine).await, Ok(Put::Won)));
+        assert!(matches!(log.create(2, &theirs).await, Ok(Put::Lost(_))), "only the nonce differs");
+    }
 }

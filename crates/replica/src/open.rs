@@ -116,7 +116,8 @@ impl MartReplica {
         if let Some(opened) = self.reuse(root, &record).await? {
             return Ok(opened);
         }
-        quarantine_all(root)?;
+        let aside = root.to_owned();
+        blocking(move || quarantine_all(&aside)).await?;
         for _ in 0..FENCE_ATTEMPTS {
             if matches!(record.header.kind, Kind::Drop {}) {
                 return Err(Error::Dropped);
@@ -126,7 +127,10 @@ impl MartReplica {
             let plan = self.plan(&record, true).await?;
             let source = Source::load(&self.log, &plan).await?;
             let prefix = match (&source, plan.tip()) {
-                (Some(source), Some(tip)) => Some(restore::wal_prefix(&source.life, tip)?),
+                (Some(source), Some(tip)) => {
+                    let life = source.life.clone();
+                    Some(blocking(move || restore::wal_prefix(&life, tip)).await?)
+                }
                 _ => None,
             };
             let fence = self.fence(&Head::of(&record), node, prefix);
@@ -158,7 +162,7 @@ impl MartReplica {
         let image = source.as_ref().map_or_else(Uuid::new_v4, |source| source.life.image);
         let (how, base, shipped) = match (source, head.tip) {
             (Some(source), Some(tip)) => {
-                let applied = restore::apply(&self.log, &source.manifest, &source.life, tip, &building).await;
+                let applied = restore::apply(&self.log, (&source.manifest, &source.life), tip, &building).await;
                 let Restored { bytes, shipped } = applied.inspect_err(|_| {
                     if let Err(error) = fs::remove_dir_all(&building) {
                         tracing::warn!(%error, "a failed restore was not removed");
@@ -168,14 +172,15 @@ impl MartReplica {
             }
             _ => (How::Fresh, BaseState::default(), Shipped::default()),
         };
-        Local { incarnation: self.log.incarnation, epoch: head.epoch, image, intent: None }.write(&building)?;
+        let local = Local { incarnation: self.log.incarnation, epoch: head.epoch, image, intent: None };
         let dir = root.join(format!("{}-{}", self.log.incarnation, head.epoch));
-        let rename = || {
-            sync_dir(&building)?;
-            fs::rename(&building, &dir)?;
-            sync_dir(root)
-        };
-        rename().map_err(Error::io("moving the restored files into place"))?;
+        let (from, to, root) = (building, dir.clone(), root.to_owned());
+        blocking(move || {
+            local.write(&from)?;
+            let rename = || fs::rename(&from, &to).and_then(|()| sync_dir(&root));
+            rename().map_err(Error::io("moving the restored files into place"))
+        })
+        .await?;
         Ok(Opened { dir: dir.clone(), how, shipper: Shipper::new(self.log.clone(), dir, head, base, shipped) })
     }
 

@@ -81,7 +81,7 @@ pub(crate) fn wal_prefix(life: &Life, tip: Tip) -> Result<Hash> {
 }
 
 /// Writes database and WAL as of `tip` (a fence's: it ends at a commit) into `dir` and syncs them.
-pub(crate) async fn apply(log: &Log, manifest: &Manifest, life: &Life, tip: Tip, dir: &Path) -> Result<Restored> {
+pub(crate) async fn apply(log: &Log, (manifest, life): (&Manifest, &Life), tip: Tip, dir: &Path) -> Result<Restored> {
     let mut blocks: BlockMap = manifest.blocks.clone();
     blocks.extend(life.overlay());
     let db = dir.join(DB_FILE);
@@ -147,12 +147,15 @@ fn reads(blocks: &BlockMap) -> Vec<Read> {
 async fn fetch(log: &Log, read: Read, file: Arc<File>, block_bytes: u64) -> Result<()> {
     let bad_name = || Error::corrupt(read.pack.as_ref(), "not a pack's name");
     let key = log.layout.named(&read.pack).ok_or_else(bad_name)?;
-    let bytes = log.stores.data.get_range(&key, read.range.clone()).await.map_err(|error| match error {
-        error @ object_store::Error::NotFound { .. } => Error::required(&key, error),
-        // A pack cut short answers with a range error, not with fewer bytes.
-        error if is_range_error(&error) => Error::corrupt(key.as_ref(), "cut short"),
-        error => Error::required(&key, error),
-    })?;
+    let bytes = match log.stores.data.get_range(&key, read.range.clone()).await {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            // A range past the end is an error of its own in every store; the size tells it from a store in trouble.
+            let size = log.stores.data.head(&key).await.map(|meta| meta.size);
+            let cut_short = size.is_ok_and(|size| size < read.range.end);
+            return Err(if cut_short { Error::corrupt(key.as_ref(), "cut short") } else { Error::required(&key, error) });
+        }
+    };
     if bytes.len() as u64 != read.range.end - read.range.start {
         return Err(Error::corrupt(key.as_ref(), "cut short"));
     }
@@ -165,11 +168,6 @@ async fn fetch(log: &Log, read: Read, file: Arc<File>, block_bytes: u64) -> Resu
         Ok(())
     })
     .await
-}
-
-fn is_range_error(error: &object_store::Error) -> bool {
-    let text = error.to_string();
-    text.contains("InvalidRange") || text.contains("416") || text.to_lowercase().contains("range")
 }
 
 fn part_bytes(part: &crate::plan::Part) -> Result<Vec<u8>> {

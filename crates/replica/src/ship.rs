@@ -20,13 +20,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::hash::Hash;
 use crate::image::Image;
 use crate::local::{Intent, Local};
-use crate::log::{Log, Put};
+use crate::log::{Log, Put, ends_segment};
 use crate::pack::BlockMap;
 use crate::position::{CommitPoint, Position};
 use crate::record::{Header, Kind, Record, Tip, VERSION};
@@ -69,6 +70,8 @@ pub struct Shipper {
     base: BaseState,
     shipped: Shipped,
     pending: Option<Pending>,
+    /// Rolling of log segments; nobody waits for it, and it ends with the shipper.
+    rolling: JoinSet<()>,
 }
 
 /// The log's end, as this writer knows it.
@@ -129,7 +132,7 @@ struct Pending {
 /// What becomes true when a pending record is won.
 #[derive(Debug)]
 enum Effect {
-    Commits { blocks: BlockMap, shipped: Shipped, stamps: HashMap<u64, Stamp> },
+    Commits { blocks: BlockMap, shipped: Box<Shipped>, stamps: HashMap<u64, Stamp> },
     Base(Box<BaseState>),
     Fence,
 }
@@ -137,7 +140,7 @@ enum Effect {
 impl Shipper {
     pub(crate) fn new(log: Log, dir: PathBuf, head: Head, base: BaseState, shipped: Shipped) -> Self {
         let needs_base = head.tip.is_none();
-        Self { log, dir, head, needs_base, base_anew: needs_base, base, shipped, pending: None }
+        Self { log, dir, head, needs_base, base_anew: needs_base, base, shipped, pending: None, rolling: JoinSet::new() }
     }
 
     /// The last commit that is in the object store. Before the first base: iteration 0, no bytes.
@@ -260,7 +263,7 @@ impl Shipper {
         self.head = Head { slot, hash, epoch, base_slot, time_us, tip };
         match effect {
             Effect::Commits { blocks, shipped, stamps } => {
-                self.shipped = shipped;
+                self.shipped = *shipped;
                 self.base.add(blocks, stamps);
             }
             Effect::Base(base) => {
@@ -273,7 +276,11 @@ impl Shipper {
         if matches!(header.kind, Kind::Base { .. }) || slot % HINT_EVERY == 0 {
             self.log.write_hint(&header).await;
         }
-        self.log.roll_segment(slot).await;
+        if ends_segment(slot) {
+            while self.rolling.try_join_next().is_some() {}
+            let log = self.log.clone();
+            self.rolling.spawn(async move { log.roll_segment(slot).await });
+        }
         Ok(())
     }
 

@@ -109,7 +109,7 @@ impl Shipper {
         });
         let kind = Kind::Commits { iteration: tip.iteration, wal_from: range.start, wal_to: range.end, ends: ends.collect(), table_bytes };
         let draft = Draft { epoch: self.head.epoch, base_slot: self.head.base_slot, tip: Some(tip), kind, time_us };
-        self.append(draft, &payload, Effect::Commits { blocks, shipped: part.shipped, stamps }).await
+        self.append(draft, &payload, Effect::Commits { blocks, shipped: Box::new(part.shipped), stamps }).await
     }
 }
 

@@ -119,7 +119,7 @@ impl ObjectStore for FileStore {
             let meta = meta_of(&file, key)?;
             options.check_preconditions(&meta)?;
             let range = match &options.range {
-                Some(range) => range.as_range(meta.size).map_err(|source| generic(source))?,
+                Some(range) => range.as_range(meta.size).map_err(generic)?,
                 None => 0..meta.size,
             };
             let payload = if options.head { stream::empty().boxed() } else { body(file, range.clone()) };

@@ -150,11 +150,16 @@ async fn what_a_crash_left_is_swept_and_what_is_being_written_is_not() {
     let dir = tempfile::tempdir().expect("a directory");
     drop(file_store(dir.path()));
     let temporary = dir.path().join(".tarn-tmp");
-    std::fs::write(temporary.join("left"), "half").expect("writes");
-    let busy = std::fs::File::create(temporary.join("busy")).expect("creates");
+    let an_hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let make = |name: &str| std::fs::File::create(temporary.join(name)).expect("creates");
+    let (left, busy, _fresh) = (make("left"), make("busy"), make("fresh"));
+    for old in [&left, &busy] {
+        old.set_modified(an_hour_ago).expect("sets");
+    }
     busy.lock().expect("locks");
     drop(file_store(dir.path()));
-    assert!(!temporary.join("left").exists() && temporary.join("busy").exists());
+    let there = ["left", "busy", "fresh"].map(|name| temporary.join(name).exists());
+    assert_eq!(there, [false, true, true]);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use object_store::path::Path as Key;
 use object_store::{Error, PutResult, Result};
@@ -17,6 +18,10 @@ use super::{DIR_FLAGS, DIR_MODE, FILE_MODE, NO_FLAGS, generic, key_error, meta_o
 pub(super) const TEMPORARY: &str = ".tarn-tmp";
 /// A delete may take a directory away while a put is about to use it; the put then makes it again.
 const RACES: usize = 20;
+/// A file this young may not have been locked yet.
+const FRESH_FILE: Duration = Duration::from_secs(60);
+/// S3 users expect uploads in parts to stay for about this long.
+const ABANDONED_UPLOAD: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The store's root.
 pub(super) struct Root {
@@ -66,11 +71,17 @@ impl Root {
         Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "the store's file system has no hard links; use a local file system such as ext4 or xfs"))
     }
 
-    /// Removes temporary files whose writer is gone: a writer holds a lock on its own. Multipart folders stay.
+    /// Removes temporary files whose writer is gone (a writer holds a lock on its own, soon after it made it) and uploads in parts
+    /// that nobody went on with.
     pub fn sweep_temporary(&self) -> std::io::Result<()> {
         for entry in std::fs::read_dir(self.path.join(TEMPORARY))? {
             let entry = entry?;
-            if !entry.file_type()?.is_file() {
+            let Ok(meta) = entry.metadata() else { continue };
+            let age = meta.modified()?.elapsed().unwrap_or_default();
+            if meta.is_dir() && age > ABANDONED_UPLOAD {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+            if !meta.is_file() || age < FRESH_FILE {
                 continue;
             }
             let Ok(file) = File::open(entry.path()) else { continue };
