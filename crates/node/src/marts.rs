@@ -58,6 +58,25 @@ impl Ground {
     pub fn mart_dir(&self, id: &MartId) -> std::path::PathBuf {
         self.state_dir.join("marts").join(id.tenant.as_str()).join(id.mart.as_str())
     }
+
+    /// Removes the local files of one life of a mart that is closed. The next life's may lie beside them.
+    pub fn remove_files(&self, id: &MartId, incarnation: Uuid) -> std::io::Result<()> {
+        let dir = self.mart_dir(id);
+        for parent in [dir.join("quarantine"), dir] {
+            let entries = match std::fs::read_dir(parent) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            for entry in entries {
+                let entry = entry?;
+                if entry.file_name().to_string_lossy().starts_with(&incarnation.to_string()) {
+                    std::fs::remove_dir_all(entry.path())?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// All open marts of a node.
@@ -130,11 +149,14 @@ impl Marts {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// Closes a mart and forgets it.
-    pub async fn close(&self, id: &MartId) {
-        let mart = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-        if let Some(mart) = mart {
-            mart.close().await;
+    /// Closes that life of a mart and forgets it.
+    pub async fn close(&self, id: &MartId, incarnation: Uuid) {
+        let Some(mart) = self.get(id).filter(|mart| mart.incarnation == incarnation) else { return };
+        mart.close().await;
+        // Only now: whoever opens the next life before this waits for the end of this one.
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.get(id).is_some_and(|found| Arc::ptr_eq(found, &mart)) {
+            open.remove(id);
         }
     }
 

@@ -35,6 +35,8 @@ const GATHER: Duration = Duration::from_millis(500);
 const SHARE: u32 = 19;
 /// A failed copy, or a mart that can't be opened, is tried again after this.
 const RETRY: Duration = Duration::from_secs(5);
+/// A mart that does not exist is looked for again after this.
+const ABSENT: Duration = Duration::from_secs(1);
 /// Folding replays the log, which is quick.
 const FOLD_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -57,23 +59,28 @@ enum Copied {
     TooBig(u64),
 }
 
-/// Publishes after every change until stopped. `open` gives the mart, opened anew when it was closed or dropped.
+/// Publishes after every change until stopped. `open` gives the mart, opened anew when it was closed; none while it does not exist.
 pub async fn run<F>(target: Target, open: impl Fn() -> F, stop: CancellationToken)
 where
-    F: Future<Output = Result<Arc<OpenMart>, ApiError>>,
+    F: Future<Output = Result<Option<Arc<OpenMart>>, ApiError>>,
 {
     let work = target.work_dir();
     // Left by a node that was killed.
     let _ = std::fs::remove_dir_all(&work);
     let mut published: Option<(uuid::Uuid, Position)> = None;
-    let mut told = false;
+    let (mut told, mut failing) = (false, false);
     loop {
         let step = step(&target, &open, &mut published, &mut told);
         match stop.run_until_cancelled(step).await {
             None => break,
-            Some(Ok(pause)) => _ = stop.run_until_cancelled(tokio::time::sleep(pause)).await,
+            Some(Ok(pause)) => {
+                failing = false;
+                stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+            }
             Some(Err(error)) => {
-                tracing::warn!(%error, "the mart is not published; trying again");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "the mart is not published; trying again until it is");
+                }
                 stop.run_until_cancelled(tokio::time::sleep(RETRY)).await;
             }
         }
@@ -89,9 +96,9 @@ async fn step<F>(
     told: &mut bool,
 ) -> Result<Duration, Box<dyn std::error::Error + Send + Sync>>
 where
-    F: Future<Output = Result<Arc<OpenMart>, ApiError>>,
+    F: Future<Output = Result<Option<Arc<OpenMart>>, ApiError>>,
 {
-    let mart = open().await?;
+    let Some(mart) = open().await? else { return Ok(ABSENT) };
     let live = mart.live().await?;
     let Some(newest) = changed(mart.watcher(), published.filter(|(life, _)| *life == mart.incarnation()).map(|(_, at)| at)).await else {
         return Ok(GATHER);

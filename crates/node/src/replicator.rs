@@ -175,7 +175,7 @@ impl Replicator<'_> {
             let newest = newest.map(|point| Position { epoch, iteration: point.iteration, wal_bytes: point.wal_end }).or(progress.newest);
             // Before its first base an epoch has nothing durable of its own.
             let durable = Some(durable).filter(|_| !self.shipper.needs_base());
-            *progress = Progress { epoch, durable, newest, closed: false };
+            *progress = Progress { epoch, durable, newest, closed: false, before: progress.before };
         });
     }
 

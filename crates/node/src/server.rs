@@ -181,7 +181,19 @@ async fn accept(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
 async fn publish_dev(app: Arc<App>, id: MartId, stop: CancellationToken) {
     let path = app.config.state_dir.join(format!("duckdb-{}.db", id.mart));
     let target = publish::Target { path, max_bytes: app.config.publish_max_bytes };
-    publish::run(target, || app.mart(&id), stop).await;
+    // On a new installation the dev mart is there from the start; one that was dropped comes back when it is used.
+    if app.control.version() == 0
+        && let Err(error) = app.create_mart(&id, true).await
+    {
+        tracing::warn!(%error, mart = %id, "the dev mart can't be made yet");
+    }
+    let open = || async {
+        match app.control.state().mart(&id) {
+            Some(_) => app.mart(&id).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    publish::run(target, open, stop).await;
 }
 
 fn lock(state_dir: &Path) -> Result<File, StartError> {

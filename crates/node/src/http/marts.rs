@@ -76,7 +76,7 @@ pub(super) async fn delete(
         })
         .await?;
     // From here on nobody opens it; what follows may be cut short by a crash and costs only space.
-    app.marts.close(&id).await;
+    app.marts.close(&id, entry.incarnation).await;
     let ground = app.marts.ground();
     let tombstone = async {
         let replica = ground.replica(&id, entry.incarnation).map_err(|error| error.to_string())?;
@@ -85,11 +85,11 @@ pub(super) async fn delete(
     if let Err(error) = tombstone.await {
         tracing::warn!(mart = %id, error, "a dropped mart's log has no tombstone yet");
     }
-    let dir = ground.mart_dir(&id);
-    if let Err(error) = tokio::fs::remove_dir_all(&dir).await
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(ApiError::internal("a dropped mart's files can't be removed", error));
+    let (ground, mart) = (ground.clone(), id.clone());
+    match tokio::task::spawn_blocking(move || ground.remove_files(&mart, entry.incarnation)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(ApiError::internal("a dropped mart's files can't be removed", error)),
+        Err(error) => return Err(ApiError::internal("removing a dropped mart's files failed", error)),
     }
     Ok(json(json!({"name": id.mart, "dropped": true})))
 }

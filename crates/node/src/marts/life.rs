@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::config::GatewayConfig;
-use replica::{Adopt, Error, How, MartReplica, Opened, Shipper};
+use replica::{Adopt, Error, How, MartReplica, Opened, Position, Shipper};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -85,6 +85,11 @@ impl Life {
             Ok(opened) => opened,
             Err(trouble) => return trouble,
         };
+        if let How::Restored { .. } = opened.how {
+            // A restore begins the next epoch exactly where the log of the one before ended.
+            let end = opened.shipper.durable();
+            self.begins_after(Position { epoch: end.epoch - 1, ..end });
+        }
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
         loop {
             let trouble = self.one_engine(&lock, &opened.dir, &mut opened.shipper).await;
@@ -188,11 +193,17 @@ impl Life {
             Ok(Adopt::Match | Adopt::NeedsBase) => {}
             Err(Error::Diverged(why)) => {
                 tracing::warn!(mart = %self.id, why, "local files went another way than the log: a new epoch begins with them");
+                let end = shipper.durable();
                 shipper.rebase(&self.ground.node).await?;
+                self.begins_after(end);
             }
             Err(error) => return Err(error.into()),
         }
         Ok(feed)
+    }
+
+    fn begins_after(&self, end: Position) {
+        self.progress.send_modify(|progress| progress.before = Some(end));
     }
 
     /// What requests are told from now on.

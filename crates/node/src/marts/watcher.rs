@@ -36,8 +36,10 @@ pub enum Phase {
 /// How far a mart's replica has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// The current epoch; positions of an earlier one are settled by the log alone.
+    /// The current epoch.
     pub epoch: u64,
+    /// Where the epoch before it ended, if that is known: what it had up to there is part of this one.
+    pub before: Option<Position>,
     /// Everything up to here is in the object store.
     pub durable: Option<Position>,
     /// The newest commit that the engine reported.
@@ -125,7 +127,8 @@ impl Watcher {
 
 fn judge(progress: &Progress, position: Position) -> Landed {
     if position.epoch != progress.epoch {
-        return Landed::Lost;
+        let kept = progress.before.is_some_and(|end| end.epoch == position.epoch && end >= position);
+        return if kept { Landed::Durable } else { Landed::Lost };
     }
     match progress.durable {
         Some(durable) if durable >= position => Landed::Durable,
@@ -157,6 +160,14 @@ mod tests {
         });
         send.send_replace(Progress { epoch: 2, durable: Some(at("2.9.900")), ..start });
         assert_eq!(waiting.await.expect("it does not panic"), Landed::Lost);
+    }
+
+    #[test]
+    fn what_an_earlier_epoch_had_shipped_stays_durable() {
+        let progress = Progress { epoch: 2, before: Some(at("1.3.150")), durable: Some(at("2.3.900")), ..Progress::default() };
+        assert_eq!(judge(&progress, at("1.3.150")), Landed::Durable);
+        assert_eq!(judge(&progress, at("1.3.151")), Landed::Lost);
+        assert_eq!(judge(&progress, at("3.1.0")), Landed::Lost);
     }
 
     #[tokio::test]
