@@ -5,6 +5,7 @@ mod bad_input;
 mod cli;
 mod durability;
 mod gateway;
+mod kills;
 mod loss;
 mod published;
 mod seaweed;

@@ -51,6 +51,30 @@ impl Answer {
     }
 }
 
+/// Requests to a node, whether it lives or not.
+#[derive(Clone)]
+pub struct Requests {
+    http: reqwest::Client,
+    address: String,
+}
+
+impl Requests {
+    /// A request with the admin token.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("http://{}{path}", self.address)).bearer_auth(TOKEN)
+    }
+
+    /// Sends it and reads its answer whole; fails if the node is killed meanwhile.
+    pub async fn try_send(&self, request: RequestBuilder) -> reqwest::Result<Answer> {
+        let response = request.send().await?;
+        let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+        let (status, position, durable) = (response.status(), header("tarn-position"), header("tarn-durable"));
+        let text = response.text().await?;
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Ok(Answer { status, position, durable, body })
+    }
+}
+
 impl TestServer {
     /// On the embedded store, with fresh directories.
     pub async fn start() -> Self {
@@ -128,7 +152,7 @@ impl TestServer {
     /// Asks the node to stop, and waits until it has.
     pub async fn stop(&mut self) -> ExitStatus {
         let mut node = self.node.take().expect("it runs");
-        signal(node.id().expect("it was not waited for"), Signal::TERM);
+        signal(node.id().expect("it was not waited for"), Signal::TERM).expect("it runs");
         tokio::time::timeout(PATIENCE, node.wait()).await.expect("it stops in time").expect("it is our child")
     }
 
@@ -140,33 +164,42 @@ impl TestServer {
 
     /// Kills a mart's engine.
     pub fn kill_engine(&self, mart: &str) {
-        signal(self.engine_pid(mart), Signal::KILL);
+        signal(self.engine_pid(mart), Signal::KILL).expect("the engine runs");
+    }
+
+    /// The same, if it has not just ended by itself.
+    pub fn kill_engine_if_any(&self, mart: &str) {
+        // It may be between two lives.
+        let _ = signal(self.engine_pid(mart), Signal::KILL);
+    }
+
+    /// Was it neither stopped nor killed?
+    pub fn is_running(&self) -> bool {
+        self.node.is_some()
     }
 
     /// The machine is lost: everything but the object store. The node must not run.
     pub fn wipe_state(&self) {
         assert!(self.node.is_none(), "the node runs");
-        std::fs::remove_dir_all(self.state_dir()).expect("the state directory is there");
+        // An engine may be writing its last byte: what it makes in between makes the removal fail.
+        while let Err(error) = std::fs::remove_dir_all(self.state_dir()) {
+            assert_eq!(error.kind(), std::io::ErrorKind::DirectoryNotEmpty, "{error}");
+        }
+    }
+
+    /// A way to send requests from another task.
+    pub fn requests(&self) -> Requests {
+        Requests { http: self.http.clone(), address: self.address.clone() }
     }
 
     /// A request with the admin token.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("http://{}{path}", self.address)).bearer_auth(TOKEN)
+        self.requests().request(method, path)
     }
 
     /// Sends a request and reads its answer whole.
     pub async fn send(&self, request: RequestBuilder) -> Answer {
-        self.try_send(request).await.unwrap_or_else(|error| panic!("no answer: {error:?}\n{}", self.log()))
-    }
-
-    /// The same, for requests during which the node may be killed.
-    pub async fn try_send(&self, request: RequestBuilder) -> reqwest::Result<Answer> {
-        let response = request.send().await?;
-        let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
-        let (status, position, durable) = (response.status(), header("tarn-position"), header("tarn-durable"));
-        let text = response.text().await?;
-        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Ok(Answer { status, position, durable, body })
+        self.requests().try_send(request).await.unwrap_or_else(|error| panic!("no answer: {error:?}\n{}", self.log()))
     }
 
     /// Runs SQL in the dev mart.
@@ -196,7 +229,7 @@ impl Drop for TestServer {
     }
 }
 
-fn signal(pid: u32, signal: Signal) {
+fn signal(pid: u32, signal: Signal) -> rustix::io::Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
-    kill_process(pid, signal).expect("the process is there");
+    kill_process(pid, signal)
 }
