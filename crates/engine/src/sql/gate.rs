@@ -8,6 +8,8 @@
 //! - A file path is a literal that is decoded and checked here (`paths`); a computed one is refused.
 //! - Every refusal is final and names what to do instead.
 
+#[cfg(test)]
+mod corpus;
 mod names;
 mod paths;
 
