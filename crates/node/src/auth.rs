@@ -90,7 +90,10 @@ impl Admin {
 
     /// The principal of a request's bearer token.
     pub fn authenticate(&self, headers: &HeaderMap, state: &State) -> Result<Principal, ApiError> {
-        let unknown = || ApiError::new(Code::Unauthenticated, "a valid bearer token is needed").hint("send `Authorization: Bearer TOKEN`");
+        let unknown = || {
+            ApiError::new(Code::Unauthenticated, "a valid bearer token is needed")
+                .hint("send `Authorization: Bearer TOKEN`")
+        };
         let token = bearer(headers).ok_or_else(unknown)?;
         let hash = blake3::hash(token.as_bytes());
         // blake3::Hash compares in constant time.
@@ -148,10 +151,22 @@ mod tests {
 
         let principal = admin.authenticate(&headers(&format!("Bearer {text}")), &state).expect("the token is known");
         assert_eq!(principal, Principal { id: id.clone(), tenant: Some(tenant), role: Role::Reader });
-        assert!(admin.authenticate(&headers("bearer boss"), &state).expect("the admin is known").require_node_admin().is_ok());
+        assert!(
+            admin
+                .authenticate(&headers("bearer boss"), &state)
+                .expect("the admin is known")
+                .require_node_admin()
+                .is_ok()
+        );
 
         let cut = &text[..text.len() - 1];
-        for wrong in [format!("Bearer {cut}"), format!("Bearer tarn_{id}_"), format!("Basic {text}"), "Bearer ".into(), "Bearer bos".into()] {
+        for wrong in [
+            format!("Bearer {cut}"),
+            format!("Bearer tarn_{id}_"),
+            format!("Basic {text}"),
+            "Bearer ".into(),
+            "Bearer bos".into(),
+        ] {
             assert!(admin.authenticate(&headers(&wrong), &state).is_err(), "{wrong} passed");
         }
         assert!(admin.authenticate(&HeaderMap::new(), &state).is_err());

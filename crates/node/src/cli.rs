@@ -30,10 +30,14 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run a node.
-    #[command(after_help = "Example:\n  tarn serve --listen 127.0.0.1:8642 --store file:volumes/objects\n\nEvery flag has an environment variable and a key in tarn.toml: docs/configuration.md.")]
+    #[command(
+        after_help = "Example:\n  tarn serve --listen 127.0.0.1:8642 --store file:volumes/objects\n\nEvery flag has an environment variable and a key in tarn.toml: docs/configuration.md."
+    )]
     Serve(Settings),
     /// Run SQL and print its last result.
-    #[command(after_help = "Examples:\n  tarn query tarn://127.0.0.1:8642/default/dev 'select 42 as answer'\n  TARN_DSN=tarn://127.0.0.1:8642/default/dev tarn query 'from flights' --format csv --output flights.csv")]
+    #[command(
+        after_help = "Examples:\n  tarn query tarn://127.0.0.1:8642/default/dev 'select 42 as answer'\n  TARN_DSN=tarn://127.0.0.1:8642/default/dev tarn query 'from flights' --format csv --output flights.csv"
+    )]
     Query(query::Args),
     /// Make, list and drop marts.
     #[command(subcommand)]
@@ -66,7 +70,11 @@ pub fn main() -> ExitCode {
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) => ExitCode::FAILURE,
+        Err(error)
+            if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) =>
+        {
+            ExitCode::FAILURE
+        }
         Err(error) => {
             // Nothing is left to tell it to if this fails.
             let _ = writeln!(std::io::stderr(), "tarn: {error:#}");

@@ -84,7 +84,9 @@ impl Config {
     /// Reads the configuration of this process: `flags`, then the environment, then the file.
     pub fn load(flags: &Flags, file: Option<&Path>) -> Result<Self, ConfigError> {
         let text = match file {
-            Some(path) => std::fs::read_to_string(path).map_err(|e| ConfigError(format!("`{}`: {e}", path.display())))?,
+            Some(path) => {
+                std::fs::read_to_string(path).map_err(|e| ConfigError(format!("`{}`: {e}", path.display())))?
+            }
             None => std::fs::read_to_string(FILE).unwrap_or_default(),
         };
         Self::resolve(&Layers::new(flags, |name| std::env::var(name).ok(), &text)?)
@@ -93,12 +95,18 @@ impl Config {
     fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
         let listen: SocketAddr = layers.parse("listen")?;
         if !listen.ip().is_loopback() && !layers.parse::<bool>("insecure")? {
-            return Err(ConfigError::of("listen", "beyond loopback the node wants TLS in front of it; say `--insecure` to serve without"));
+            return Err(ConfigError::of(
+                "listen",
+                "beyond loopback the node wants TLS in front of it; say `--insecure` to serve without",
+            ));
         }
         let state_dir = std::path::absolute(layers.text("state_dir")).map_err(|e| ConfigError::of("state_dir", e))?;
-        let buckets =
-            BucketTemplates::new(&layers.text("bucket_analytics"), &layers.text("bucket_processed"), &layers.text("bucket_raw"))
-                .map_err(|e| ConfigError::of("bucket_analytics", e))?;
+        let buckets = BucketTemplates::new(
+            &layers.text("bucket_analytics"),
+            &layers.text("bucket_processed"),
+            &layers.text("bucket_raw"),
+        )
+        .map_err(|e| ConfigError::of("bucket_analytics", e))?;
         let control: BucketName = layers.parse("control")?;
         if buckets.could_name(&control) {
             return Err(ConfigError::of("control", "a tenant's bucket could have this name"));
@@ -114,7 +122,11 @@ impl Config {
             engine: engine(layers)?,
             query_timeout: Duration::from_millis(layers.parse("query_timeout_ms")?),
             durable_wait: Duration::from_millis(layers.parse("durable_wait_ms")?),
-            publish: if publish == "none" { None } else { Some(mart_id(&publish).ok_or_else(|| ConfigError::of("publish", "wants TENANT/MART or `none`"))?) },
+            publish: if publish == "none" {
+                None
+            } else {
+                Some(mart_id(&publish).ok_or_else(|| ConfigError::of("publish", "wants TENANT/MART or `none`"))?)
+            },
             publish_max_bytes: layers.bytes("publish_max")?,
             log: layers.text("log"),
             log_json: match layers.text("log_format").as_str() {
@@ -172,7 +184,13 @@ fn engine(layers: &Layers) -> Result<EngineLimits, ConfigError> {
     if max_queries == 0 {
         return Err(ConfigError::of("max_queries", "wants at least 1"));
     }
-    Ok(EngineLimits { memory_bytes, threads, temp_bytes: layers.bytes("engine_temp")?, max_queries, httpfs: httpfs(layers) })
+    Ok(EngineLimits {
+        memory_bytes,
+        threads,
+        temp_bytes: layers.bytes("engine_temp")?,
+        max_queries,
+        httpfs: httpfs(layers),
+    })
 }
 
 /// The httpfs extension: where the setting says, beside the binary, or where the build found DuckDB.
@@ -209,7 +227,9 @@ impl Layers {
         let file: BTreeMap<String, figment::value::Value> =
             figment::Figment::from(Toml::string(toml)).extract().map_err(|e| ConfigError(format!("`{FILE}`: {e}")))?;
         if let Some(unknown) = file.keys().find(|key| SETTINGS.iter().all(|s| s.key != **key)) {
-            return Err(ConfigError(format!("`{FILE}`: unknown setting `{unknown}`; docs/configuration.md lists them")));
+            return Err(ConfigError(format!(
+                "`{FILE}`: unknown setting `{unknown}`; docs/configuration.md lists them"
+            )));
         }
         let mut texts = BTreeMap::new();
         for setting in SETTINGS {
@@ -217,7 +237,8 @@ impl Layers {
             let given = match flags.get(setting.key).cloned().or_else(variable) {
                 Some(text) => text,
                 None => match file.get(setting.key) {
-                    Some(value) => scalar(value).ok_or_else(|| ConfigError::of(setting.key, "wants a text, a number or a boolean"))?,
+                    Some(value) => scalar(value)
+                        .ok_or_else(|| ConfigError::of(setting.key, "wants a text, a number or a boolean"))?,
                     None => setting.default.to_owned(),
                 },
             };
@@ -239,7 +260,8 @@ impl Layers {
     }
 
     fn bytes(&self, key: &str) -> Result<u64, ConfigError> {
-        parse_bytes(&self.text(key)).ok_or_else(|| ConfigError::of(key, "wants bytes, or a number with KB, MB, GB or TB"))
+        parse_bytes(&self.text(key))
+            .ok_or_else(|| ConfigError::of(key, "wants bytes, or a number with KB, MB, GB or TB"))
     }
 }
 
@@ -248,7 +270,9 @@ fn scalar(value: &figment::value::Value) -> Option<String> {
     match value {
         Value::String(_, text) => Some(text.clone()),
         Value::Bool(_, flag) => Some(flag.to_string()),
-        Value::Num(_, number) => number.to_i128().map(|n| n.to_string()).or_else(|| number.to_u128().map(|n| n.to_string())),
+        Value::Num(_, number) => {
+            number.to_i128().map(|n| n.to_string()).or_else(|| number.to_u128().map(|n| n.to_string()))
+        }
         _ => None,
     }
 }
@@ -257,7 +281,8 @@ fn scalar(value: &figment::value::Value) -> Option<String> {
 fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim().to_ascii_uppercase();
     let units = [("KB", 10), ("MB", 20), ("GB", 30), ("TB", 40), ("B", 0)];
-    let (number, shift) = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift))).unwrap_or((&text, 0));
+    let (number, shift) =
+        units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift))).unwrap_or((&text, 0));
     number.trim().parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
@@ -276,7 +301,8 @@ mod tests {
         let port = |flags: &[(&'static str, &str)], env: &[(&str, &str)], toml: &str| {
             resolve(flags, env, toml).expect("legal settings").listen.port()
         };
-        let (flag, env, toml) = ([("listen", "127.0.0.1:1")], [("TARN_LISTEN", "127.0.0.1:2")], "listen = '127.0.0.1:3'");
+        let (flag, env, toml) =
+            ([("listen", "127.0.0.1:1")], [("TARN_LISTEN", "127.0.0.1:2")], "listen = '127.0.0.1:3'");
         assert_eq!(port(&flag, &env, toml), 1);
         assert_eq!(port(&[], &env, toml), 2);
         assert_eq!(port(&[], &[("TARN_LISTEN", "")], toml), 3);

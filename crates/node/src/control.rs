@@ -60,7 +60,8 @@ impl From<ControlError> for ApiError {
         match error {
             ControlError::Unavailable(source) => {
                 tracing::warn!(error = %source, "control store not available");
-                ApiError::new(Code::Unavailable, "the control store is not available").hint("try again; `tarn doctor` checks the store")
+                ApiError::new(Code::Unavailable, "the control store is not available")
+                    .hint("try again; `tarn doctor` checks the store")
             }
             ControlError::Corrupt { object, reason } => {
                 tracing::error!(%object, reason, "control store corrupt");
@@ -170,10 +171,11 @@ impl Control {
         };
         let bytes = Bytes::from(serde_json::to_vec(&envelope).expect("names, texts and numbers serialise"));
         for attempt in 1.. {
-            let error = match self.bucket.log.put_opts(&name(number), bytes.clone().into(), PutMode::Create.into()).await {
-                Ok(_) => break,
-                Err(error) => error,
-            };
+            let error =
+                match self.bucket.log.put_opts(&name(number), bytes.clone().into(), PutMode::Create.into()).await {
+                    Ok(_) => break,
+                    Err(error) => error,
+                };
             match self.read(number).await {
                 Ok(Some((_, found))) if found == nonce => break,
                 Ok(Some(_)) => return Ok(false),

@@ -108,10 +108,10 @@ pub struct ApiError {
     /// What kind of failure.
     pub code: Code,
     /// What happened, in lower case, names in backticks.
-    pub message: String,
+    pub message: Box<str>,
     /// What to do about it; may be empty.
     #[serde(default)]
-    pub hint: String,
+    pub hint: Box<str>,
     /// True only with outcome `none`.
     #[serde(default)]
     pub retryable: bool,
@@ -119,16 +119,16 @@ pub struct ApiError {
     pub outcome: Outcome,
     /// The newest commit of the request, when there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub position: Option<String>,
+    pub position: Option<Box<str>>,
     /// Index of the statement of a script that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub statement_index: Option<u64>,
+    pub statement_index: Option<u32>,
     /// How many statements of a script had committed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub committed: Option<u64>,
+    pub committed: Option<u32>,
     /// The request, for support; filled in at the edge.
     #[serde(default)]
-    pub request_id: String,
+    pub request_id: Box<str>,
 }
 
 impl ApiError {
@@ -136,20 +136,20 @@ impl ApiError {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
             code,
-            message: message.into(),
-            hint: String::new(),
+            message: message.into().into(),
+            hint: Box::default(),
             retryable: code.passes_with_time(),
             outcome: Outcome::None,
             position: None,
             statement_index: None,
             committed: None,
-            request_id: String::new(),
+            request_id: Box::default(),
         }
     }
 
     /// With what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = hint.into();
+        self.hint = hint.into().into();
         self
     }
 
@@ -162,13 +162,13 @@ impl ApiError {
 
     /// With the position of the newest commit of the request.
     pub fn position(mut self, position: impl ToString) -> Self {
-        self.position = Some(position.to_string());
+        self.position = Some(position.to_string().into());
         self
     }
 
     /// With the id of the request.
     pub fn request_id(mut self, id: impl ToString) -> Self {
-        self.request_id = id.to_string();
+        self.request_id = id.to_string().into();
         self
     }
 

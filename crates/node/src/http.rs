@@ -24,12 +24,12 @@ use http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use crate::auth::{Admin, Principal};
+use crate::clock;
 use crate::config::Config;
 use crate::control::{Control, MartEntry, TenantEntry};
 use crate::error::{ApiError, Code};
 use crate::marts::{Marts, OpenMart};
 use crate::names::{Mart, MartId, Tenant};
-use crate::clock;
 
 /// Bodies of requests other than table loads; SQL itself is limited to 256 KB by the engine, parameters may be long.
 const MAX_BODY_BYTES: usize = 16 << 20;
@@ -67,7 +67,7 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/queries/{id}", axum::routing::delete(query::cancel))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
-        .fallback(|| async { ApiError::new(Code::NotFound, "no such path").hint("docs/http.md lists the calls") })
+        .fallback(|| async { ApiError::new(Code::NotFound, "no such path").hint("a mart's calls lie under `/v1/tenants/{tenant}/marts/{mart}/`") })
         .method_not_allowed_fallback(|| async { ApiError::new(Code::Invalid, "this path does not take this method") })
         .layer(from_fn(with_request_id))
         .layer(DefaultBodyLimit::disable())
@@ -83,7 +83,8 @@ async fn with_request_id(request: Request, next: Next) -> Response {
         response = ApiError::new(Code::Invalid, "the request is malformed").into_response();
     }
     if let Some(error) = own.or_else(|| response.extensions_mut().remove::<ApiError>()) {
-        let id = if error.request_id.is_empty() { uuid::Uuid::new_v4().to_string() } else { error.request_id.clone() };
+        let id =
+            if error.request_id.is_empty() { uuid::Uuid::new_v4().to_string() } else { error.request_id.to_string() };
         let bytes = error.request_id(id).body();
         response.headers_mut().remove(http::header::CONTENT_LENGTH);
         *response.body_mut() = Body::from(bytes);
@@ -142,9 +143,10 @@ impl App {
             .change(|state| {
                 let tenant = match state.tenants.get_mut(&id.tenant) {
                     Some(tenant) => tenant,
-                    None if with_tenant => {
-                        state.tenants.entry(id.tenant.clone()).or_insert(TenantEntry { created_us: entry.created_us, marts: Default::default() })
-                    }
+                    None if with_tenant => state
+                        .tenants
+                        .entry(id.tenant.clone())
+                        .or_insert(TenantEntry { created_us: entry.created_us, marts: Default::default() }),
                     None => return Err(no_tenant(&id.tenant)),
                 };
                 if tenant.marts.contains_key(&id.mart) {
@@ -178,7 +180,8 @@ fn not_found(id: &MartId) -> ApiError {
 }
 
 fn no_tenant(tenant: &Tenant) -> ApiError {
-    ApiError::new(Code::NotFound, format!("tenant `{tenant}` not found")).hint("an administrator makes it with POST /v1/tenants")
+    ApiError::new(Code::NotFound, format!("tenant `{tenant}` not found"))
+        .hint("an administrator makes it with POST /v1/tenants")
 }
 
 /// An authenticated principal.
@@ -198,7 +201,8 @@ where
 
 /// Names in a path, checked. A name that no mart can have is simply not found.
 fn mart_id(tenant: &str, mart: &str) -> Result<MartId, ApiError> {
-    let mart: Mart = mart.parse().map_err(|_| ApiError::new(Code::NotFound, "no such mart").hint("`tarn mart list` shows yours"))?;
+    let mart: Mart =
+        mart.parse().map_err(|_| ApiError::new(Code::NotFound, "no such mart").hint("`tarn mart list` shows yours"))?;
     Ok(MartId { tenant: tenant_name(tenant)?, mart })
 }
 
@@ -209,9 +213,11 @@ fn tenant_name(text: &str) -> Result<Tenant, ApiError> {
 /// A whole request body.
 async fn read_body(body: Body) -> Result<Bytes, ApiError> {
     axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|error| {
-        let too_large = std::error::Error::source(&error).is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
+        let too_large =
+            std::error::Error::source(&error).is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
         if too_large {
-            ApiError::new(Code::TooLarge, format!("the body is over {MAX_BODY_BYTES} bytes")).hint("load data from `s3://` instead of sending it in SQL")
+            ApiError::new(Code::TooLarge, format!("the body is over {MAX_BODY_BYTES} bytes"))
+                .hint("load data from `s3://` instead of sending it in SQL")
         } else {
             ApiError::new(Code::Invalid, "the body ended before it was whole")
         }

@@ -131,7 +131,15 @@ impl Marts {
             ended: CancellationToken::new(),
         });
         let before = open.insert(id.clone(), mart.clone());
-        let life = life::Life { ground: self.ground.clone(), id: id.clone(), incarnation, phase, progress, hold, stop: mart.stop.clone() };
+        let life = life::Life {
+            ground: self.ground.clone(),
+            id: id.clone(),
+            incarnation,
+            phase,
+            progress,
+            hold,
+            stop: mart.stop.clone(),
+        };
         let ended = mart.ended.clone().drop_guard();
         self.tasks.spawn(async move {
             if let Some(before) = before {

@@ -31,8 +31,9 @@ use crate::marts::{OpenMart, Watcher};
 
 /// Changes are gathered for so long at least.
 const GATHER: Duration = Duration::from_millis(500);
-/// Copying takes at most a twentieth of the time.
-const SHARE: u32 = 19;
+/// The file may be so far behind, or so many times one copy's time; a little less than what is promised (2 s, 20 times).
+const LAG: Duration = Duration::from_millis(1800);
+const LAG_COPIES: u32 = 18;
 /// A failed copy, or a mart that can't be opened, is tried again after this.
 const RETRY: Duration = Duration::from_secs(5);
 /// A mart that does not exist is looked for again after this.
@@ -100,7 +101,9 @@ where
 {
     let Some(mart) = open().await? else { return Ok(ABSENT) };
     let live = mart.live().await?;
-    let Some(newest) = changed(mart.watcher(), published.filter(|(life, _)| *life == mart.incarnation()).map(|(_, at)| at)).await else {
+    let Some(newest) =
+        changed(mart.watcher(), published.filter(|(life, _)| *life == mart.incarnation()).map(|(_, at)| at)).await
+    else {
         return Ok(GATHER);
     };
     tokio::time::sleep(GATHER).await;
@@ -119,12 +122,22 @@ where
         Copied::Again => return Ok(Duration::ZERO),
         Copied::TooBig(bytes) => {
             if !std::mem::replace(told, true) {
-                tracing::warn!(bytes, limit = target.max_bytes, "the mart is too big to be published; raise `publish_max` to have it anyway");
+                tracing::warn!(
+                    bytes,
+                    limit = target.max_bytes,
+                    "the mart is too big to be published; raise `publish_max` to have it anyway"
+                );
             }
             *published = Some((mart.incarnation(), newest));
         }
     }
-    Ok(started.elapsed() * SHARE)
+    Ok(rest_after(started.elapsed()))
+}
+
+/// How long to rest after a copy that took `copy`, so that the lag is kept: a change just missed waits for the end of this copy, this
+/// rest, the gathering, and the next copy.
+fn rest_after(copy: Duration) -> Duration {
+    LAG.max(copy * LAG_COPIES).saturating_sub(GATHER + copy * 2)
 }
 
 const FILE: &str = "copy.db";
@@ -138,7 +151,10 @@ impl Target {
 /// Waits until the mart has a commit other than `published`; `None` when it closed.
 async fn changed(watcher: Watcher, published: Option<Position>) -> Option<Position> {
     let mut progress = watcher.subscribe();
-    let found = progress.wait_for(|progress| progress.closed || (progress.newest.is_some() && progress.newest != published)).await.ok()?;
+    let found = progress
+        .wait_for(|progress| progress.closed || (progress.newest.is_some() && progress.newest != published))
+        .await
+        .ok()?;
     found.newest.filter(|newest| !found.closed && Some(*newest) != published)
 }
 
@@ -208,4 +224,18 @@ fn put_in_place(target: &Target) -> io::Result<()> {
     }
     std::fs::rename(work.join(FILE), &target.path)?;
     std::fs::remove_dir_all(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_published_within_the_promised_lag() {
+        for millis in [1, 50, 100, 300, 5_000] {
+            let copy = Duration::from_millis(millis);
+            let behind = copy + rest_after(copy) + GATHER + copy;
+            assert!(behind <= Duration::from_secs(2).max(copy * 20), "a copy of {copy:?} leaves it {behind:?} behind");
+        }
+    }
 }

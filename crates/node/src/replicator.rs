@@ -149,7 +149,8 @@ impl Replicator<'_> {
         if plan.base_due.is_none() {
             // A checkpoint whose answer got lost shows in the commits that follow it.
             let shipped = self.shipper.durable().iteration;
-            plan.base_due = plan.pending.iter().map(|point| point.iteration).max().filter(|iteration| *iteration > shipped);
+            plan.base_due =
+                plan.pending.iter().map(|point| point.iteration).max().filter(|iteration| *iteration > shipped);
         }
         if let Some(iteration) = plan.base_due {
             let started = Instant::now();
@@ -172,7 +173,9 @@ impl Replicator<'_> {
     fn announce(&self, newest: Option<&CommitPoint>) {
         let (epoch, durable) = (self.live.epoch, self.shipper.durable());
         self.progress.send_modify(|progress| {
-            let newest = newest.map(|point| Position { epoch, iteration: point.iteration, wal_bytes: point.wal_end }).or(progress.newest);
+            let newest = newest
+                .map(|point| Position { epoch, iteration: point.iteration, wal_bytes: point.wal_end })
+                .or(progress.newest);
             // Before its first base an epoch has nothing durable of its own.
             let durable = Some(durable).filter(|_| !self.shipper.needs_base());
             *progress = Progress { epoch, durable, newest, closed: false, before: progress.before };

@@ -36,8 +36,12 @@ pub const DURABLE: HeaderName = HeaderName::from_static("tarn-durable");
 const LAST_RESORT: Duration = Duration::from_millis(DEAF_MS + 5_000);
 const MAX_ERROR_BYTES: usize = 1 << 20;
 /// What is passed on of an engine's answer.
-const PASSED: [HeaderName; 4] =
-    [CONTENT_TYPE, CONTENT_LENGTH, HeaderName::from_static(header::QUERY_ID), HeaderName::from_static(header::REPLAYED)];
+const PASSED: [HeaderName; 4] = [
+    CONTENT_TYPE,
+    CONTENT_LENGTH,
+    HeaderName::from_static(header::QUERY_ID),
+    HeaderName::from_static(header::REPLAYED),
+];
 
 /// When a commit is acknowledged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -101,11 +105,14 @@ impl Ask {
 /// Runs a query on its mart's engine. `wait` bounds how long the answer is held for durability.
 pub async fn query(mart: &OpenMart, ask: &Ask, wait: Duration) -> Result<Response, ApiError> {
     let live = mart.live().await?;
-    let sent = tokio::time::timeout(ask.timeout.saturating_add(LAST_RESORT), live.engine.client().send(ask.request())).await;
+    let sent =
+        tokio::time::timeout(ask.timeout.saturating_add(LAST_RESORT), live.engine.client().send(ask.request())).await;
     let response = match sent {
         Ok(Ok(response)) => response,
         Ok(Err(ClientError::Unsent)) => {
-            return Err(ApiError::new(Code::Unavailable, "the mart's engine is restarting").hint("try again in a moment"));
+            return Err(
+                ApiError::new(Code::Unavailable, "the mart's engine is restarting").hint("try again in a moment")
+            );
         }
         Ok(Err(ClientError::Lost)) => return Err(ask.lost()),
         Err(_) => {
@@ -165,7 +172,8 @@ impl Moment {
     fn describe(&self, headers: &mut HeaderMap, landed: Landed) {
         if let Some(position) = self.position {
             headers.insert(POSITION, text(&position));
-            headers.insert(DURABLE, HeaderValue::from_static(if landed == Landed::Durable { "object" } else { "local" }));
+            headers
+                .insert(DURABLE, HeaderValue::from_static(if landed == Landed::Durable { "object" } else { "local" }));
         }
     }
 }
@@ -178,10 +186,10 @@ fn position(value: &HeaderValue, epoch: u64) -> Option<Position> {
 /// The engine's error with what only the node knows.
 async fn refusal(body: EngineBody, ask: &Ask, moment: Moment, landed: Landed) -> Result<Response, ApiError> {
     let bytes = Limited::new(body, MAX_ERROR_BYTES).collect().await.map_err(|_| ask.lost())?.to_bytes();
-    let mut error: ApiError =
-        serde_json::from_slice(&bytes).map_err(|cause| ApiError::internal("an engine's error can't be read", cause).outcome(Outcome::Unknown))?;
-    error.position = moment.commit.map(|position| position.to_string());
-    error.request_id = ask.id.to_string();
+    let mut error: ApiError = serde_json::from_slice(&bytes)
+        .map_err(|cause| ApiError::internal("an engine's error can't be read", cause).outcome(Outcome::Unknown))?;
+    error.position = moment.commit.map(|position| position.to_string().into());
+    error.request_id = ask.id.to_string().into();
     let mut response = error.into_response();
     if moment.commit.is_some() {
         moment.describe(response.headers_mut(), landed);

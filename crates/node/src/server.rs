@@ -78,7 +78,8 @@ impl Server {
     /// Gets everything that can fail out of the way: directories, locks, the control store, the port.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let state_dir = config.state_dir.clone();
-        std::fs::create_dir_all(&state_dir).map_err(system(format!("can't make the state directory `{}`", state_dir.display())))?;
+        std::fs::create_dir_all(&state_dir)
+            .map_err(system(format!("can't make the state directory `{}`", state_dir.display())))?;
         let state_lock = lock(&state_dir)?;
         let (admin, admin_token) = match &config.admin_token {
             Some(token) => (Admin::new(token), None),
@@ -95,9 +96,12 @@ impl Server {
             limits: config.engine.clone(),
         };
         if ground.limits.httpfs.is_none() {
-            tracing::warn!("httpfs.duckdb_extension not found: SQL can't read `s3://`; `tarn doctor` says where it is looked for");
+            tracing::warn!(
+                "httpfs.duckdb_extension not found: SQL can't read `s3://`; `tarn doctor` says where it is looked for"
+            );
         }
-        let listener = TcpListener::bind(config.listen).await.map_err(system(format!("can't listen on {}", config.listen)))?;
+        let listener =
+            TcpListener::bind(config.listen).await.map_err(system(format!("can't listen on {}", config.listen)))?;
         let address = listener.local_addr().map_err(system("can't tell the address"))?;
         let app = Arc::new(App {
             config,
@@ -128,7 +132,8 @@ impl Server {
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.control.poll(cancel).await }
         });
-        let publishing = app.config.publish.clone().map(|id| tokio::spawn(publish_dev(app.clone(), id, background.clone())));
+        let publishing =
+            app.config.publish.clone().map(|id| tokio::spawn(publish_dev(app.clone(), id, background.clone())));
         accept(listener, app.clone(), stop).await;
         app.ready.store(false, Ordering::Relaxed);
         background.cancel();
@@ -198,7 +203,12 @@ async fn publish_dev(app: Arc<App>, id: MartId, stop: CancellationToken) {
 
 fn lock(state_dir: &Path) -> Result<File, StartError> {
     let path = state_dir.join("lock");
-    let file = File::options().write(true).create(true).truncate(false).open(path).map_err(system("can't open the state directory's lock"))?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(system("can't open the state directory's lock"))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(StartError::InUse(state_dir.to_owned())),

@@ -41,7 +41,7 @@ impl Client {
         let Ok(error) = serde_json::from_slice::<ApiError>(&body) else {
             return Err(anyhow!("the server answered {status}"));
         };
-        let mut text = error.message;
+        let mut text = String::from(error.message);
         if let Some(index) = error.statement_index {
             text = format!("statement {}: {text}", index + 1);
         }
@@ -60,7 +60,11 @@ fn unreachable(dsn: &Dsn, error: &reqwest::Error) -> anyhow::Error {
     if error.is_connect() {
         return anyhow!("can't connect to {}; is `tarn serve` running there?", dsn.host);
     }
-    anyhow!("the request to {} failed: {}", dsn.host, std::error::Error::source(error).map_or_else(|| "no answer".into(), ToString::to_string))
+    anyhow!(
+        "the request to {} failed: {}",
+        dsn.host,
+        std::error::Error::source(error).map_or_else(|| "no answer".into(), ToString::to_string)
+    )
 }
 
 /// Runs a command's future.

@@ -94,15 +94,24 @@ fn check_state_dir(dir: &Path, report: &mut Report) {
     match written {
         Ok(()) => note(report, "state directory", Verdict::Ok, format!("`{}` is writable", dir.display()), ""),
         Err(error) => {
-            note(report, "state directory", Verdict::Fail, format!("`{}`: {error}", dir.display()), "choose another with --state-dir, or give this user the right to write there");
+            note(
+                report,
+                "state directory",
+                Verdict::Fail,
+                format!("`{}`: {error}", dir.display()),
+                "choose another with --state-dir, or give this user the right to write there",
+            );
             return;
         }
     }
     match rustix::fs::statvfs(dir) {
         Ok(disk) => {
             let free = disk.f_bavail * disk.f_frsize;
-            let (verdict, advice) =
-                if free < LITTLE_DISK_BYTES { (Verdict::Warn, "engines spill and log here: free some space, or choose another --state-dir") } else { (Verdict::Ok, "") };
+            let (verdict, advice) = if free < LITTLE_DISK_BYTES {
+                (Verdict::Warn, "engines spill and log here: free some space, or choose another --state-dir")
+            } else {
+                (Verdict::Ok, "")
+            };
             note(report, "disk", verdict, format!("{} MB free", free >> 20), advice);
         }
         Err(error) => note(report, "disk", Verdict::Warn, error.to_string(), ""),
@@ -113,13 +122,27 @@ fn check_machine(config: &Config, report: &mut Report) {
     let limits = &config.engine;
     match &limits.httpfs {
         Some(path) => note(report, "extensions", Verdict::Ok, format!("`{}`", path.display()), ""),
-        None => note(report, "extensions", Verdict::Fail, "httpfs.duckdb_extension not found: SQL can't read `s3://`", "run scripts/setup, or say where it is with --extension-dir"),
+        None => note(
+            report,
+            "extensions",
+            Verdict::Fail,
+            "httpfs.duckdb_extension not found: SQL can't read `s3://`",
+            "run scripts/setup, or say where it is with --extension-dir",
+        ),
     }
-    let found = format!("{} MB and {} threads for each open mart's DuckDB, {} MB of spill", limits.memory_bytes >> 20, limits.threads, limits.temp_bytes >> 20);
+    let found = format!(
+        "{} MB and {} threads for each open mart's DuckDB, {} MB of spill",
+        limits.memory_bytes >> 20,
+        limits.threads,
+        limits.temp_bytes >> 20
+    );
     note(report, "engine limits", Verdict::Ok, found, "");
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    let (verdict, advice) =
-        if files < FEW_FILES { (Verdict::Warn, "raise it (`ulimit -n 65536`): connections, engines and files all need descriptors") } else { (Verdict::Ok, "") };
+    let (verdict, advice) = if files < FEW_FILES {
+        (Verdict::Warn, "raise it (`ulimit -n 65536`): connections, engines and files all need descriptors")
+    } else {
+        (Verdict::Ok, "")
+    };
     note(report, "open files", verdict, format!("limit {files}"), advice);
 }
 
@@ -131,17 +154,39 @@ async fn check_store(config: &Config, report: &mut Report) {
     };
     let stores = match BucketStores::new(config.store.clone(), config.buckets.clone()) {
         Ok(stores) => stores,
-        Err(error) => return note(report, "store", Verdict::Fail, error.to_string(), "see docs/configuration.md for the settings of the store"),
+        Err(error) => {
+            return note(
+                report,
+                "store",
+                Verdict::Fail,
+                error.to_string(),
+                "see docs/configuration.md for the settings of the store",
+            );
+        }
     };
     note(report, "store", Verdict::Ok, place, "");
     let Some(bucket) = check_bucket(&stores, &config.control, "control bucket", report).await else { return };
     let control = match Control::open(bucket).await {
         Ok(control) => control,
-        Err(error) => return note(report, "control store", Verdict::Fail, error.to_string(), "restore the named object from the bucket's versions"),
+        Err(error) => {
+            return note(
+                report,
+                "control store",
+                Verdict::Fail,
+                error.to_string(),
+                "restore the named object from the bucket's versions",
+            );
+        }
     };
     let state = control.state();
     let marts: usize = state.tenants.values().map(|tenant| tenant.marts.len()).sum();
-    note(report, "control store", Verdict::Ok, format!("version {}, {} tenants, {marts} marts", control.version(), state.tenants.len()), "");
+    note(
+        report,
+        "control store",
+        Verdict::Ok,
+        format!("version {}, {} tenants, {marts} marts", control.version(), state.tenants.len()),
+        "",
+    );
     let fallback: Tenant = "default".parse().expect("a legal name");
     let tenants = if state.tenants.is_empty() { vec![&fallback] } else { state.tenants.keys().collect() };
     for tenant in tenants {
@@ -154,7 +199,13 @@ async fn check_bucket(stores: &BucketStores, name: &BucketName, what: &str, repo
     let bucket = match stores.bucket(name) {
         Ok(bucket) => bucket,
         Err(error) => {
-            note(report, what, Verdict::Fail, format!("`{name}`: {error}"), "check the endpoint, and that the directory is writable and not on FUSE");
+            note(
+                report,
+                what,
+                Verdict::Fail,
+                format!("`{name}`: {error}"),
+                "check the endpoint, and that the directory is writable and not on FUSE",
+            );
             return None;
         }
     };
@@ -164,7 +215,13 @@ async fn check_bucket(stores: &BucketStores, name: &BucketName, what: &str, repo
     // A probe that can't be removed was told about above, or is harmless.
     let _ = bucket.data.delete(&key).await;
     match probed {
-        Ok(()) => note(report, what, Verdict::Ok, format!("`{name}`: reads, writes, lists, and refuses to overwrite when asked"), ""),
+        Ok(()) => note(
+            report,
+            what,
+            Verdict::Ok,
+            format!("`{name}`: reads, writes, lists, and refuses to overwrite when asked"),
+            "",
+        ),
         Err((found, advice)) => {
             note(report, what, Verdict::Fail, format!("`{name}`: {found}"), advice);
             return None;
@@ -174,20 +231,37 @@ async fn check_bucket(stores: &BucketStores, name: &BucketName, what: &str, repo
 }
 
 async fn probe(bucket: &Bucket, prefix: &Key, key: &Key) -> Result<(), (String, &'static str)> {
-    let create = |text: &'static [u8]| bucket.log.put_opts(key, Bytes::from_static(text).into(), PutMode::Create.into());
-    create(b"one").await.map_err(|error| (error.to_string(), "check that the bucket exists and that the credentials may write to it"))?;
+    let create =
+        |text: &'static [u8]| bucket.log.put_opts(key, Bytes::from_static(text).into(), PutMode::Create.into());
+    create(b"one").await.map_err(|error| {
+        (error.to_string(), "check that the bucket exists and that the credentials may write to it")
+    })?;
     match create(b"two").await {
         Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
-        Ok(_) => return Err(("a conditional write overwrote an object".into(), "this store ignores `If-None-Match: *`; commits would not be safe on it: use another")),
-        Err(error) => return Err((format!("a conditional write failed: {error}"), "the store must support `If-None-Match: *`")),
+        Ok(_) => {
+            return Err((
+                "a conditional write overwrote an object".into(),
+                "this store ignores `If-None-Match: *`; commits would not be safe on it: use another",
+            ));
+        }
+        Err(error) => {
+            return Err((format!("a conditional write failed: {error}"), "the store must support `If-None-Match: *`"));
+        }
     }
     let read = async { bucket.data.get(key).await?.bytes().await };
     match read.await {
         Ok(bytes) if bytes == Bytes::from_static(b"one") => {}
-        Ok(_) => return Err(("an object reads back as something else".into(), "the store or a proxy before it is broken")),
+        Ok(_) => {
+            return Err(("an object reads back as something else".into(), "the store or a proxy before it is broken"));
+        }
         Err(error) => return Err((error.to_string(), "the credentials must be allowed to read")),
     }
-    let listed: Vec<_> = bucket.data.list(Some(prefix)).try_collect().await.map_err(|error| (error.to_string(), "the credentials must be allowed to list"))?;
+    let listed: Vec<_> = bucket
+        .data
+        .list(Some(prefix))
+        .try_collect()
+        .await
+        .map_err(|error| (error.to_string(), "the credentials must be allowed to list"))?;
     if !listed.iter().any(|object| object.location == *key) {
         return Err(("a new object is not listed".into(), "the store must list what was written"));
     }

@@ -24,7 +24,11 @@ pub(super) struct Dsn {
 
 impl fmt::Debug for Dsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dsn").field("host", &self.host).field("tenant", &self.tenant).field("mart", &self.mart).finish_non_exhaustive()
+        f.debug_struct("Dsn")
+            .field("host", &self.host)
+            .field("tenant", &self.tenant)
+            .field("mart", &self.mart)
+            .finish_non_exhaustive()
     }
 }
 
@@ -34,13 +38,16 @@ impl Dsn {
         let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
         let text = match given {
             Some(text) => text.to_owned(),
-            None => variable("TARN_DSN").ok_or_else(|| BadUsage("no DSN: give `tarn://HOST:PORT/TENANT/MART` or set TARN_DSN".into()))?,
+            None => variable("TARN_DSN")
+                .ok_or_else(|| BadUsage("no DSN: give `tarn://HOST:PORT/TENANT/MART` or set TARN_DSN".into()))?,
         };
         let mut dsn = Self::parse(&text)?;
         dsn.token = dsn.token.or_else(|| variable("TARN_TOKEN")).or_else(|| variable("TARN_ADMIN_TOKEN"));
         if dsn.token.is_none() && dsn.is_local() {
             let state_dir = variable("TARN_STATE_DIR").unwrap_or_else(|| "volumes/duckdb".into());
-            dsn.token = std::fs::read_to_string(Path::new(&state_dir).join("admin-token")).ok().map(|text| text.trim().to_owned());
+            dsn.token = std::fs::read_to_string(Path::new(&state_dir).join("admin-token"))
+                .ok()
+                .map(|text| text.trim().to_owned());
         }
         Ok(dsn)
     }
@@ -61,7 +68,9 @@ impl Dsn {
         for option in options.split('&').filter(|option| !option.is_empty()) {
             match option.split_once('=') {
                 Some(("tls", value)) => dsn.tls = value.parse().map_err(|_| bad("`tls` wants true or false"))?,
-                Some((name @ ("profile" | "at"), _)) => return Err(bad(&format!("this version does not have the option `{name}`"))),
+                Some((name @ ("profile" | "at"), _)) => {
+                    return Err(bad(&format!("this version does not have the option `{name}`")));
+                }
                 _ => return Err(bad("unknown option in the DSN")),
             }
         }
@@ -108,7 +117,15 @@ mod tests {
 
     #[test]
     fn wrong_dsns_are_refused() {
-        for wrong in ["http://x/a/b", "tarn://", "tarn:///a/b", "tarn://h/a/b/c", "tarn://h/A/b", "tarn://h/a/b?tls=1", "tarn://h/a/b?x=y"] {
+        for wrong in [
+            "http://x/a/b",
+            "tarn://",
+            "tarn:///a/b",
+            "tarn://h/a/b/c",
+            "tarn://h/A/b",
+            "tarn://h/a/b?tls=1",
+            "tarn://h/a/b?x=y",
+        ] {
             assert!(Dsn::parse(wrong).is_err(), "{wrong} passed");
         }
     }

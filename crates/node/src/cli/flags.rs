@@ -22,10 +22,17 @@ impl Settings {
 
 impl clap::Args for Settings {
     fn augment_args(command: Command) -> Command {
-        let file = Arg::new("config").long("config").value_name("FILE").value_parser(clap::value_parser!(PathBuf)).help("Configuration file [default: tarn.toml, if it is there]");
+        let file = Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help("Configuration file [default: tarn.toml, if it is there]");
         let flags = SETTINGS.iter().filter(|setting| setting.flag != Flag::Secret).map(|setting| {
-            let default = if setting.default.is_empty() { String::new() } else { format!(" [default: {}]", setting.default) };
-            let arg = Arg::new(setting.key).long(setting.flag_name()).help(format!("{} [env: {}]{default}", setting.help, setting.env[0]));
+            let default =
+                if setting.default.is_empty() { String::new() } else { format!(" [default: {}]", setting.default) };
+            let arg = Arg::new(setting.key)
+                .long(setting.flag_name())
+                .help(format!("{} [env: {}]{default}", setting.help, setting.env[0]));
             match setting.flag {
                 Flag::Switch => arg.action(ArgAction::SetTrue),
                 Flag::Value | Flag::Secret => arg.value_name("VALUE"),

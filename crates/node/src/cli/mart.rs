@@ -62,7 +62,9 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             if !yes && !confirmed(&format!("drop mart `{mart}` with all its data?"))? {
                 bail!("not dropped");
             }
-            client.send(client.request(Method::DELETE, &format!("/v1/tenants/{}/marts/{}", mart.tenant, mart.mart))).await?;
+            client
+                .send(client.request(Method::DELETE, &format!("/v1/tenants/{}/marts/{}", mart.tenant, mart.mart)))
+                .await?;
             eprintln!("mart `{mart}` dropped");
         }
     }
@@ -87,8 +89,12 @@ pub(super) fn print_list(list: &Value, fields: &[&str], json: bool) -> anyhow::R
         writeln!(out)?;
         return Ok(());
     }
-    let rows: Vec<Vec<Value>> =
-        list.as_array().into_iter().flatten().map(|entry| fields.iter().map(|field| entry[field].clone()).collect()).collect();
+    let rows: Vec<Vec<Value>> = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|entry| fields.iter().map(|field| entry[field].clone()).collect())
+        .collect();
     let names: Vec<_> = fields.iter().map(|field| (*field).to_owned()).collect();
     out.write_all(table::render(&names, &rows).as_bytes())?;
     Ok(())

@@ -14,7 +14,11 @@ use crate::server::Server;
 pub(super) fn run(settings: &Settings) -> anyhow::Result<()> {
     let config = settings.load()?;
     start_log(&config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("node").build().context("can't start threads")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("node")
+        .build()
+        .context("can't start threads")?;
     runtime.block_on(serve(config))
 }
 
@@ -56,7 +60,8 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
 }
 
 fn start_log(config: &Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.log).with_context(|| format!("setting `log`: `{}` is not a filter", config.log))?;
+    let filter =
+        EnvFilter::try_new(&config.log).with_context(|| format!("setting `log`: `{}` is not a filter", config.log))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if config.log_json {
         log.json().init();

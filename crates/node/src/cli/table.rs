@@ -13,7 +13,9 @@ pub(super) fn render(names: &[String], rows: &[Vec<Value>]) -> String {
         longest.unwrap_or(0).max(names[column].chars().count())
     };
     let widths: Vec<usize> = (0..names.len()).map(width).collect();
-    let right: Vec<bool> = (0..names.len()).map(|column| rows.iter().filter_map(|row| row.get(column)).all(|v| v.is_number() || v.is_null())).collect();
+    let right: Vec<bool> = (0..names.len())
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).all(|v| v.is_number() || v.is_null()))
+        .collect();
     let line = |row: &[String]| {
         let padded = row.iter().zip(widths.iter().zip(&right)).map(|(cell, (width, right))| {
             let pad = " ".repeat(width.saturating_sub(cell.chars().count()));

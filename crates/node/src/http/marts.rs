@@ -20,7 +20,11 @@ struct NewMart {
     name: Mart,
 }
 
-pub(super) async fn list(State(app): State<Shared>, Caller(caller): Caller, Path(tenant): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn list(
+    State(app): State<Shared>,
+    Caller(caller): Caller,
+    Path(tenant): Path<String>,
+) -> Result<Response, ApiError> {
     let tenant = tenant_name(&tenant)?;
     caller.role_in(&tenant)?;
     let state = app.control.state();

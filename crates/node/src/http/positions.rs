@@ -30,7 +30,9 @@ pub(super) async fn show(
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
     caller.role_in(&id.tenant)?;
-    let position: Position = position.parse().map_err(|error: replica::position::BadPosition| ApiError::new(Code::Invalid, error.to_string()))?;
+    let position: Position = position
+        .parse()
+        .map_err(|error: replica::position::BadPosition| ApiError::new(Code::Invalid, error.to_string()))?;
     let Query(wait) = wait.map_err(|error| ApiError::new(Code::Invalid, error.body_text()))?;
     let mart = app.mart(&id).await?;
     // The mart must be open for its progress to mean something.

@@ -91,7 +91,8 @@ fn passed_on(headers: &HeaderMap) -> HeaderMap {
 
 /// Whether our own lexer proves that nothing in the script writes.
 fn only_reads(sql: &str) -> bool {
-    engine::sql::split(sql).is_ok_and(|statements| statements.iter().all(|statement| matches!(statement.kind, Kind::Read)))
+    engine::sql::split(sql)
+        .is_ok_and(|statements| statements.iter().all(|statement| matches!(statement.kind, Kind::Read)))
 }
 
 /// The same JSON object with a deadline as its first field.
@@ -135,7 +136,11 @@ impl Drop for Entry<'_> {
     }
 }
 
-pub(super) async fn cancel(State(app): State<Shared>, Caller(caller): Caller, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn cancel(
+    State(app): State<Shared>,
+    Caller(caller): Caller,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
     let unknown = || ApiError::new(Code::NotFound, "no such query").hint("it may have ended already");
     let id: Uuid = id.parse().map_err(|_| unknown())?;
     let (owner, mart) = app.running.get(id).ok_or_else(unknown)?;

@@ -29,7 +29,11 @@ pub(super) async fn list(State(app): State<Shared>, Caller(caller): Caller) -> R
     json(json!({ "tenants": tenants }))
 }
 
-pub(super) async fn create(State(app): State<Shared>, Caller(caller): Caller, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn create(
+    State(app): State<Shared>,
+    Caller(caller): Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
     caller.require_node_admin()?;
     let NewTenant { name } = read_json(body).await?;
     let created_us = clock::now_us();

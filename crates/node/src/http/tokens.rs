@@ -26,12 +26,20 @@ struct NewToken {
 
 pub(super) async fn list(State(app): State<Shared>, Caller(caller): Caller) -> Result<Response, ApiError> {
     let state = app.control.state();
-    let tokens: Vec<_> =
-        state.tokens.iter().filter(|(_, token)| may_manage(&caller, token.tenant.as_ref()).is_ok()).map(|(id, token)| describe(id, token)).collect();
+    let tokens: Vec<_> = state
+        .tokens
+        .iter()
+        .filter(|(_, token)| may_manage(&caller, token.tenant.as_ref()).is_ok())
+        .map(|(id, token)| describe(id, token))
+        .collect();
     Ok(json(json!({ "tokens": tokens })))
 }
 
-pub(super) async fn create(State(app): State<Shared>, Caller(caller): Caller, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn create(
+    State(app): State<Shared>,
+    Caller(caller): Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
     let NewToken { tenant, role, name } = read_json(body).await?;
     may_manage(&caller, tenant.as_ref())?;
     if tenant.is_none() && role != Role::Admin {
@@ -54,7 +62,11 @@ pub(super) async fn create(State(app): State<Shared>, Caller(caller): Caller, bo
     Ok(json(shown))
 }
 
-pub(super) async fn revoke(State(app): State<Shared>, Caller(caller): Caller, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn revoke(
+    State(app): State<Shared>,
+    Caller(caller): Caller,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
     app.control
         .change(|state| {
             let unknown = || ApiError::new(Code::NotFound, "no such token");

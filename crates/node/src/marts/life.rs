@@ -95,7 +95,9 @@ impl Life {
             let trouble = self.one_engine(&lock, &opened.dir, &mut opened.shipper).await;
             match &trouble {
                 Trouble::Stopped => return trouble,
-                Trouble::Replica(error) if !(error.is_transient() || matches!(error, Error::Diverged(_))) => return trouble,
+                Trouble::Replica(error) if !(error.is_transient() || matches!(error, Error::Diverged(_))) => {
+                    return trouble;
+                }
                 _ if self.stop.is_cancelled() => return Trouble::Stopped,
                 _ => {}
             }
@@ -120,7 +122,9 @@ impl Life {
                     match opened.how {
                         How::Fresh => tracing::info!(mart = %self.id, "new mart"),
                         How::Reused => tracing::info!(mart = %self.id, "local files reused"),
-                        How::Restored { bytes, took } => tracing::info!(mart = %self.id, bytes, ?took, "restored from the object store"),
+                        How::Restored { bytes, took } => {
+                            tracing::info!(mart = %self.id, bytes, ?took, "restored from the object store")
+                        }
                     }
                     return Ok(opened);
                 }
@@ -141,7 +145,8 @@ impl Life {
             Some(Err(trouble)) => return trouble,
             None => return Trouble::Stopped,
         };
-        let replicator = Replicator { live: &live, feed, shipper, progress: &self.progress, hold: &self.hold, stop: &self.stop };
+        let replicator =
+            Replicator { live: &live, feed, shipper, progress: &self.progress, hold: &self.hold, stop: &self.stop };
         self.phase.send_replace(Phase::Ready(live.clone()));
         let asked_to_end = async {
             self.stop.cancelled().await;
@@ -164,7 +169,12 @@ impl Life {
     }
 
     /// Starts an engine and compares its files with the log.
-    async fn start(&self, lock: &MartLock, dir: &std::path::Path, shipper: &mut Shipper) -> Result<(Arc<Live>, Feed, gateway::Grant), Trouble> {
+    async fn start(
+        &self,
+        lock: &MartLock,
+        dir: &std::path::Path,
+        shipper: &mut Shipper,
+    ) -> Result<(Arc<Live>, Feed, gateway::Grant), Trouble> {
         let grant = self.ground.gateway.grant(&self.id.tenant, &self.id.mart)?;
         let gateway = GatewayConfig {
             endpoint: self.ground.gateway.addr().to_string(),
@@ -213,11 +223,16 @@ impl Life {
             _ => tracing::error!(mart = %self.id, reason = %chain(trouble), "mart closed"),
         }
         match trouble {
-            Trouble::Replica(Error::Fenced { .. }) => ApiError::new(Code::Fenced, "another node has taken over this mart")
-                .hint("send the request there; restart this node to take the mart back"),
-            Trouble::Replica(Error::Dropped) => ApiError::new(Code::NotFound, format!("mart `{}` was dropped", self.id.mart)),
+            Trouble::Replica(Error::Fenced { .. }) => {
+                ApiError::new(Code::Fenced, "another node has taken over this mart")
+                    .hint("send the request there; restart this node to take the mart back")
+            }
+            Trouble::Replica(Error::Dropped) => {
+                ApiError::new(Code::NotFound, format!("mart `{}` was dropped", self.id.mart))
+            }
             Trouble::Replica(Error::Corrupt { .. } | Error::NotFound(_)) => {
-                ApiError::new(Code::Corrupt, "the mart's replica does not pass its checks").hint("the server's log names the object")
+                ApiError::new(Code::Corrupt, "the mart's replica does not pass its checks")
+                    .hint("the server's log names the object")
             }
             _ => ApiError::new(Code::Unavailable, "the mart is closed").hint("try again; the server's log says more"),
         }

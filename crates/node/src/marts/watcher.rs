@@ -78,20 +78,26 @@ impl Watcher {
             return Ok(live.clone());
         }
         let mut phase = self.phase.clone();
-        let settled = tokio::time::timeout(OPEN_WAIT, phase.wait_for(|phase| match phase {
-            Phase::Opening => false,
-            Phase::Ready(_) | Phase::Closed(_) => true,
-            Phase::Down(until) => until.duration_since(Instant::now()) > RESTART_WAIT,
-        }));
+        let settled = tokio::time::timeout(
+            OPEN_WAIT,
+            phase.wait_for(|phase| match phase {
+                Phase::Opening => false,
+                Phase::Ready(_) | Phase::Closed(_) => true,
+                Phase::Down(until) => until.duration_since(Instant::now()) > RESTART_WAIT,
+            }),
+        );
         match settled.await {
             Ok(Ok(phase)) => match &*phase {
                 Phase::Ready(live) => Ok(live.clone()),
                 Phase::Closed(error) => Err(error.clone()),
-                Phase::Opening | Phase::Down(_) => Err(ApiError::new(Code::Unavailable, "the mart's engine keeps ending")
-                    .hint("it is started again after a pause; the server's log says why it ends")),
+                Phase::Opening | Phase::Down(_) => {
+                    Err(ApiError::new(Code::Unavailable, "the mart's engine keeps ending")
+                        .hint("it is started again after a pause; the server's log says why it ends"))
+                }
             },
             Ok(Err(_)) => Err(ApiError::new(Code::Unavailable, "the mart is closing").hint("try again")),
-            Err(_) => Err(ApiError::new(Code::Unavailable, "the mart is being opened").hint("a large mart takes a while to restore; try again")),
+            Err(_) => Err(ApiError::new(Code::Unavailable, "the mart is being opened")
+                .hint("a large mart takes a while to restore; try again")),
         }
     }
 
@@ -164,7 +170,8 @@ mod tests {
 
     #[test]
     fn what_an_earlier_epoch_had_shipped_stays_durable() {
-        let progress = Progress { epoch: 2, before: Some(at("1.3.150")), durable: Some(at("2.3.900")), ..Progress::default() };
+        let progress =
+            Progress { epoch: 2, before: Some(at("1.3.150")), durable: Some(at("2.3.900")), ..Progress::default() };
         assert_eq!(judge(&progress, at("1.3.150")), Landed::Durable);
         assert_eq!(judge(&progress, at("1.3.151")), Landed::Lost);
         assert_eq!(judge(&progress, at("3.1.0")), Landed::Lost);

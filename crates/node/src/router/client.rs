@@ -119,7 +119,8 @@ impl EngineClient {
             // An answer without a body reads as null.
             return Ok(serde_json::from_slice(if bytes.is_empty() { b"null" } else { &bytes })?);
         }
-        let message = serde_json::from_slice::<engine::wire::ErrorBody>(&bytes).map(|error| error.message).unwrap_or_default();
+        let message =
+            serde_json::from_slice::<engine::wire::ErrorBody>(&bytes).map(|error| error.message).unwrap_or_default();
         Err(CallError::Refused { status: status.as_u16(), message })
     }
 

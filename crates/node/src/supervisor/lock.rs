@@ -25,7 +25,8 @@ pub struct MartLock {
 impl MartLock {
     /// Takes it, ending a left-over engine of a killed node if that does not end by itself.
     pub async fn acquire(mart_dir: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(mart_dir.join("lock"))?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(mart_dir.join("lock"))?;
         let mut lock = Self { file };
         if lock.wait().await? {
             return Ok(lock);

@@ -27,8 +27,15 @@ impl SocketDir {
         let hash = blake3::hash(state_dir.as_os_str().as_encoded_bytes()).to_hex();
         let path = base.join(format!("tarn-{}", &hash[..16]));
         match std::fs::symlink_metadata(&path) {
-            Ok(found) if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() => std::fs::remove_dir_all(&path)?,
-            Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("`{}` belongs to somebody else", path.display()))),
+            Ok(found) if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() => {
+                std::fs::remove_dir_all(&path)?
+            }
+            Ok(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    format!("`{}` belongs to somebody else", path.display()),
+                ));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }

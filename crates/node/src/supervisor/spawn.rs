@@ -56,7 +56,8 @@ impl Launch<'_> {
     /// Starts the process and waits until it has opened the mart.
     pub async fn start(self, sockets: &SocketDir) -> Result<Engine, SpawnError> {
         let (listener, socket) = sockets.listen()?;
-        let (life, engines_life) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(io::Error::from)?;
+        let (life, engines_life) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(io::Error::from)?;
         let lock = self.lock.share()?;
         let config = self.config(listener.as_raw_fd(), engines_life.as_raw_fd(), lock.as_raw_fd())?;
         let mut child = command(vec![OwnedFd::from(listener), engines_life, lock])?;

@@ -27,7 +27,8 @@ fn with(request: RequestBuilder, token: &str) -> RequestBuilder {
 
 async fn query(server: &TestServer, token: &str, mart: &str, sql: &str) -> Answer {
     let (tenant, name) = mart.split_once('/').expect("TENANT/MART");
-    let request = server.request(Method::POST, &format!("/v1/tenants/{tenant}/marts/{name}/query")).json(&json!({ "sql": sql }));
+    let request =
+        server.request(Method::POST, &format!("/v1/tenants/{tenant}/marts/{name}/query")).json(&json!({ "sql": sql }));
     server.send(with(request, token)).await
 }
 
@@ -41,7 +42,11 @@ async fn a_token_reaches_its_tenant_in_its_role_and_nothing_else() {
     assert_eq!(query(&server, &reader, "acme/sales", "INSERT INTO t VALUES (2)").await.code(), "forbidden");
     for token in [&reader, &writer] {
         assert_eq!(query(&server, token, "default/dev", "SELECT 1").await.code(), "forbidden");
-        assert_eq!(query(&server, token, "nobody/dev", "SELECT 1").await.code(), "forbidden", "unknown tenants look like foreign ones");
+        assert_eq!(
+            query(&server, token, "nobody/dev", "SELECT 1").await.code(),
+            "forbidden",
+            "unknown tenants look like foreign ones"
+        );
         for (method, path, body) in [
             (Method::POST, "/v1/tenants", json!({"name": "x"})),
             (Method::POST, "/v1/tenants/acme/marts", json!({"name": "x"})),

@@ -15,11 +15,15 @@ async fn still_serves(server: &TestServer) {
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_requests_get_the_contracts_errors() {
     let server = TestServer::start().await;
-    let post = |body: &'static [u8]| server.request(Method::POST, QUERY).header("content-type", "application/json").body(body);
+    let post =
+        |body: &'static [u8]| server.request(Method::POST, QUERY).header("content-type", "application/json").body(body);
     let long = format!("SELECT '{}'", "x".repeat(300_000));
-    let elsewhere = server.request(Method::POST, "/v1/tenants/default/marts/nowhere/query").json(&json!({"sql": "SELECT 1"}));
-    let badly_named = server.request(Method::POST, "/v1/tenants/default/marts/Dev%2F..%2Fx/query").json(&json!({"sql": "SELECT 1"}));
-    let strange_accept = server.request(Method::POST, QUERY).header("accept", "image/png").json(&json!({"sql": "SELECT 1"}));
+    let elsewhere =
+        server.request(Method::POST, "/v1/tenants/default/marts/nowhere/query").json(&json!({"sql": "SELECT 1"}));
+    let badly_named =
+        server.request(Method::POST, "/v1/tenants/default/marts/Dev%2F..%2Fx/query").json(&json!({"sql": "SELECT 1"}));
+    let strange_accept =
+        server.request(Method::POST, QUERY).header("accept", "image/png").json(&json!({"sql": "SELECT 1"}));
     let bad_id = server.request(Method::POST, QUERY).header("tarn-query-id", "seven").json(&json!({"sql": "SELECT 1"}));
     let sql = |text: &str| server.request(Method::POST, QUERY).json(&json!({ "sql": text }));
     let params = server.request(Method::POST, QUERY).json(&json!({"sql": "SELECT $1 + $2", "params": [1]}));
@@ -42,7 +46,11 @@ async fn bad_requests_get_the_contracts_errors() {
         ("a query id that is none", bad_id, "invalid"),
         ("an unknown path", server.request(Method::GET, "/v1/nothing"), "not_found"),
         ("a wrong method", server.request(Method::GET, QUERY), "invalid"),
-        ("a position that is none", server.request(Method::GET, "/v1/tenants/default/marts/dev/positions/x"), "invalid"),
+        (
+            "a position that is none",
+            server.request(Method::GET, "/v1/tenants/default/marts/dev/positions/x"),
+            "invalid",
+        ),
     ] {
         let answer = server.send(request).await;
         assert_eq!(answer.code(), code, "{what}: {answer:?}");
@@ -62,7 +70,9 @@ async fn only_known_tokens_open() {
     let server = TestServer::start().await;
     let client = reqwest::Client::new();
     let url = format!("http://{}{QUERY}", server.address());
-    for authorization in [None, Some("Bearer wrong".to_owned()), Some(format!("Basic {TOKEN}")), Some(format!("Bearer {TOKEN}x"))] {
+    for authorization in
+        [None, Some("Bearer wrong".to_owned()), Some(format!("Basic {TOKEN}")), Some(format!("Bearer {TOKEN}x"))]
+    {
         let mut request = client.post(&url).json(&json!({"sql": "SELECT 1"}));
         if let Some(value) = authorization {
             request = request.header("authorization", value);
@@ -79,7 +89,9 @@ async fn only_known_tokens_open() {
 async fn a_body_that_stops_half_way_harms_nobody() {
     let server = TestServer::start().await;
     let mut stream = tokio::net::TcpStream::connect(server.address()).await.expect("it listens");
-    let head = format!("POST {QUERY} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 1000\r\n\r\n{{\"sql\": \"SEL");
+    let head = format!(
+        "POST {QUERY} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 1000\r\n\r\n{{\"sql\": \"SEL"
+    );
     stream.write_all(head.as_bytes()).await.expect("it reads");
     stream.shutdown().await.expect("the socket is open");
     let mut answer = String::new();
@@ -92,7 +104,11 @@ async fn a_body_that_stops_half_way_harms_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_script_says_where_and_what_was_committed() {
     let server = TestServer::start().await;
-    let answer = server.query("CREATE TABLE t(a INTEGER); INSERT INTO t VALUES (1); INSERT INTO t VALUES ('x'); INSERT INTO t VALUES (2)").await;
+    let answer = server
+        .query(
+            "CREATE TABLE t(a INTEGER); INSERT INTO t VALUES (1); INSERT INTO t VALUES ('x'); INSERT INTO t VALUES (2)",
+        )
+        .await;
     assert_eq!(answer.code(), "sql");
     assert_eq!((&answer.body["statement_index"], &answer.body["committed"]), (&json!(2), &json!(2)));
     assert_eq!((&answer.body["outcome"], &answer.body["retryable"]), (&json!("committed"), &json!(false)));
@@ -109,7 +125,8 @@ async fn a_deadline_ends_a_query_and_a_cancel_does_too() {
     assert_eq!(late.body["outcome"], "none");
 
     let id = "6f1c2f6e-7c4b-4f1e-9d52-0d6e5b2a9c11";
-    let running = server.send(server.request(Method::POST, QUERY).header("tarn-query-id", id).json(&json!({ "sql": endless })));
+    let running =
+        server.send(server.request(Method::POST, QUERY).header("tarn-query-id", id).json(&json!({ "sql": endless })));
     let cancel = async {
         loop {
             let answer = server.send(server.request(Method::DELETE, &format!("/v1/queries/{id}"))).await;

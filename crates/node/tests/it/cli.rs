@@ -19,8 +19,12 @@ async fn query_prints_each_text_format() {
     let sql = "SELECT 1 AS a, 'x' AS b UNION ALL SELECT 20, NULL ORDER BY a";
     assert_eq!(stdout(&run(&server, &["query", sql]).await), " a  b\n──  ─\n 1  x\n20\n(2 rows)\n");
     assert_eq!(stdout(&run(&server, &["query", sql, "--format", "csv"]).await).replace('\r', ""), "a,b\n1,x\n20,\n");
-    assert_eq!(stdout(&run(&server, &["query", sql, "--format", "ndjson"]).await), "{\"a\":1,\"b\":\"x\"}\n{\"a\":20,\"b\":null}\n");
-    let json: serde_json::Value = serde_json::from_str(&stdout(&run(&server, &["query", sql, "--format", "json"]).await)).expect("JSON");
+    assert_eq!(
+        stdout(&run(&server, &["query", sql, "--format", "ndjson"]).await),
+        "{\"a\":1,\"b\":\"x\"}\n{\"a\":20,\"b\":null}\n"
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&run(&server, &["query", sql, "--format", "json"]).await)).expect("JSON");
     assert_eq!(json["rows"], serde_json::json!([[1, "x"], [20, null]]));
 }
 
@@ -29,9 +33,11 @@ async fn arrow_goes_to_a_file() {
     let server = TestServer::start().await;
     let file = server.state_dir().join("result.arrow");
     let path = file.to_string_lossy().into_owned();
-    let output = run(&server, &["query", "SELECT i FROM range(100000) t(i)", "--format", "arrow", "--output", &path]).await;
+    let output =
+        run(&server, &["query", "SELECT i FROM range(100000) t(i)", "--format", "arrow", "--output", &path]).await;
     assert_eq!(stdout(&output), "");
-    let reader = arrow_ipc::reader::StreamReader::try_new(std::fs::File::open(file).expect("it was written"), None).expect("an Arrow stream");
+    let reader = arrow_ipc::reader::StreamReader::try_new(std::fs::File::open(file).expect("it was written"), None)
+        .expect("an Arrow stream");
     let rows: usize = reader.map(|batch| batch.expect("a whole batch").num_rows()).sum();
     assert_eq!(rows, 100_000);
 }

@@ -81,7 +81,11 @@ async fn a_commit_that_cannot_reach_the_store_is_not_called_durable_and_gets_the
     server.wipe_state();
     server.start_again().await;
     assert_eq!(*server.query("SELECT sum(a) FROM t").await.rows(), json!([[3]]));
-    assert_eq!(position(&server, &at, 0).await.body["durable"], json!(true), "a position of an earlier epoch that was kept");
+    assert_eq!(
+        position(&server, &at, 0).await.body["durable"],
+        json!(true),
+        "a position of an earlier epoch that was kept"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,7 +107,10 @@ async fn an_idempotency_key_runs_once_even_across_the_loss_of_the_machine() {
     server.query("CREATE TABLE t(a INTEGER)").await.rows();
     let insert = |server: &TestServer| {
         let path = "/v1/tenants/default/marts/dev/query";
-        server.request(Method::POST, path).header("idempotency-key", "order-7").json(&json!({"sql": "INSERT INTO t VALUES (1)"}))
+        server
+            .request(Method::POST, path)
+            .header("idempotency-key", "order-7")
+            .json(&json!({"sql": "INSERT INTO t VALUES (1)"}))
     };
     let first = server.send(insert(&server)).await;
     assert_eq!(first.status, StatusCode::OK, "{first:?}");

@@ -66,7 +66,14 @@ async fn lane_of_kills(seed: u64, kills: u64) -> usize {
     for kill in 0..kills {
         let stop = Arc::new(AtomicBool::new(false));
         let writers: Vec<_> = (0..WRITERS)
-            .map(|_| tokio::spawn(write(server.requests(), StdRng::seed_from_u64(random.random()), told.clone(), stop.clone())))
+            .map(|_| {
+                tokio::spawn(write(
+                    server.requests(),
+                    StdRng::seed_from_u64(random.random()),
+                    told.clone(),
+                    stop.clone(),
+                ))
+            })
             .collect();
         tokio::time::sleep(Duration::from_millis(random.random_range(0..600))).await;
         if random.random_bool(0.5) {
@@ -82,8 +89,8 @@ async fn lane_of_kills(seed: u64, kills: u64) -> usize {
         }
         check(&server, &told, &format!("seed {seed}, kill {kill}")).await;
     }
-    let durable = told.lock().expect("nobody panics with it").durable.len();
-    durable
+    let told = told.lock().expect("nobody panics with it");
+    told.durable.len()
 }
 
 /// Transfers and bulk loads until stopped, each under an id of its own.
@@ -93,7 +100,8 @@ async fn write(requests: crate::server::Requests, mut random: StdRng, told: Arc<
         let sql = if random.random_bool(0.05) {
             format!("INSERT INTO bulk SELECT '{id}', i, 'row ' || i FROM range({BULK_ROWS}) r(i)")
         } else {
-            let (from, to, amount) = (random.random_range(0..ACCOUNTS), random.random_range(0..ACCOUNTS), random.random_range(1..50));
+            let (from, to, amount) =
+                (random.random_range(0..ACCOUNTS), random.random_range(0..ACCOUNTS), random.random_range(1..50));
             format!(
                 "BEGIN;
                  UPDATE accounts SET balance = balance - {amount} WHERE id = {from};
@@ -102,7 +110,10 @@ async fn write(requests: crate::server::Requests, mut random: StdRng, told: Arc<
                  COMMIT"
             )
         };
-        let Ok(answer) = requests.try_send(requests.request(Method::POST, QUERY).json(&json!({ "sql": sql }))).await else { continue };
+        let Ok(answer) = requests.try_send(requests.request(Method::POST, QUERY).json(&json!({ "sql": sql }))).await
+        else {
+            continue;
+        };
         let mut told = told.lock().expect("nobody panics with it");
         if answer.status == StatusCode::OK {
             assert_eq!(answer.durable.as_deref(), Some("object"), "{answer:?}");
@@ -114,7 +125,8 @@ async fn write(requests: crate::server::Requests, mut random: StdRng, told: Arc<
 }
 
 async fn check(server: &TestServer, told: &Mutex<Told>, when: &str) {
-    let found = read(server, "SELECT list(id::VARCHAR) FROM (FROM ledger UNION ALL SELECT DISTINCT batch FROM bulk)").await;
+    let found =
+        read(server, "SELECT list(id::VARCHAR) FROM (FROM ledger UNION ALL SELECT DISTINCT batch FROM bulk)").await;
     let there: HashSet<Uuid> = found[0][0]
         .as_array()
         .into_iter()
@@ -130,7 +142,9 @@ async fn check(server: &TestServer, told: &Mutex<Told>, when: &str) {
     }
     let sums = read(server, "SELECT (SELECT sum(balance) FROM accounts), (SELECT count(*) FROM accounts)").await;
     assert_eq!(sums, json!([[TOTAL, ACCOUNTS]]), "{when}: transfers do not keep their sum\n{}", server.log());
-    let half = format!("SELECT count(*) FROM (SELECT batch FROM bulk GROUP BY batch HAVING count(*) <> {BULK_ROWS} OR max(text) <> 'row 99999')");
+    let half = format!(
+        "SELECT count(*) FROM (SELECT batch FROM bulk GROUP BY batch HAVING count(*) <> {BULK_ROWS} OR max(text) <> 'row 99999')"
+    );
     assert_eq!(read(server, &half).await, json!([[0]]), "{when}: a bulk load is half there\n{}", server.log());
 }
 

@@ -83,7 +83,9 @@ async fn a_killed_engine_comes_back_with_every_commit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_whose_engine_dies_has_an_unknown_outcome_and_other_marts_do_not_notice() {
     let server = TestServer::start().await;
-    server.send(server.request(reqwest::Method::POST, "/v1/tenants/default/marts").json(&json!({"name": "other"}))).await;
+    server
+        .send(server.request(reqwest::Method::POST, "/v1/tenants/default/marts").json(&json!({"name": "other"})))
+        .await;
     server.query("CREATE TABLE t(a BIGINT)").await.rows();
     server.query_in("default/other", json!({"sql": "CREATE TABLE t AS SELECT 1 AS a"})).await.rows();
     let endless = server.query("INSERT INTO t SELECT count(*) FROM range(1000000000000) a, range(1000000) b");
@@ -139,7 +141,10 @@ fn flip_a_pack(objects: &std::path::Path) -> String {
             }
         }
     }
-    let pack = packs.into_iter().max_by_key(|path| path.metadata().map_or(0, |found| found.len())).expect("a bulk commit makes a pack");
+    let pack = packs
+        .into_iter()
+        .max_by_key(|path| path.metadata().map_or(0, |found| found.len()))
+        .expect("a bulk commit makes a pack");
     let mut bytes = std::fs::read(&pack).expect("it is readable");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

@@ -8,9 +8,15 @@ use crate::server::TestServer;
 
 /// One value out of a DuckDB file, read by the stock Python package, read-only, in a process of its own.
 fn read(file: &Path, sql: &str) -> Result<String, String> {
-    const SCRIPT: &str = "import sys, duckdb; print(duckdb.connect(sys.argv[1], read_only=True).execute(sys.argv[2]).fetchone()[0])";
+    const SCRIPT: &str =
+        "import sys, duckdb; print(duckdb.connect(sys.argv[1], read_only=True).execute(sys.argv[2]).fetchone()[0])";
     let python = concat!(env!("CARGO_MANIFEST_DIR"), "/../../vendor/venv/bin/python");
-    let output = Command::new(python).args(["-c", SCRIPT]).arg(file).arg(sql).output().expect("`scripts/setup --test` made the environment");
+    let output = Command::new(python)
+        .args(["-c", SCRIPT])
+        .arg(file)
+        .arg(sql)
+        .output()
+        .expect("`scripts/setup --test` made the environment");
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }

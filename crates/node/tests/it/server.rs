@@ -158,7 +158,8 @@ impl TestServer {
 
     /// Process id of a mart's engine.
     pub fn engine_pid(&self, mart: &str) -> u32 {
-        let text = std::fs::read_to_string(self.state_dir().join("marts").join(mart).join("lock")).expect("the mart is open");
+        let text =
+            std::fs::read_to_string(self.state_dir().join("marts").join(mart).join("lock")).expect("the mart is open");
         text.split(' ').next().and_then(|pid| pid.parse().ok()).expect("the lock names the engine")
     }
 
@@ -216,7 +217,12 @@ impl TestServer {
     /// A `tarn` command against this node.
     pub fn tarn(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tarn"));
-        command.args(arguments).env_clear().env("TARN_TOKEN", TOKEN).env("TARN_DSN", format!("tarn://{}/{DEV}", self.address)).stdin(Stdio::null());
+        command
+            .args(arguments)
+            .env_clear()
+            .env("TARN_TOKEN", TOKEN)
+            .env("TARN_DSN", format!("tarn://{}/{DEV}", self.address))
+            .stdin(Stdio::null());
         command
     }
 }
