@@ -19,13 +19,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use http_body_util::{BodyExt, Full, Limited};
 use replica::Position;
 use serde::Deserialize;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use client::{CallError, ClientError, EngineBody, EngineClient, request};
 
 use crate::error::{ApiError, Code, Outcome};
 use crate::marts::{Landed, Live, OpenMart};
-use crate::supervisor::DEAF_MS;
+use crate::supervisor::{DEAF_MS, exit_reason};
 
 /// Answer header: the position of the request's commit, else the one it read at.
 pub const POSITION: HeaderName = HeaderName::from_static("tarn-position");
@@ -34,6 +35,8 @@ pub const DURABLE: HeaderName = HeaderName::from_static("tarn-durable");
 
 /// An engine ends a query at its deadline and itself when the query does not listen; past this much more, the node ends the engine.
 const LAST_RESORT: Duration = Duration::from_millis(DEAF_MS + 5_000);
+/// An engine whose connection broke is given so long to be seen to have ended.
+const REASON_WAIT: Duration = Duration::from_secs(1);
 const MAX_ERROR_BYTES: usize = 1 << 20;
 /// What is passed on of an engine's answer.
 const PASSED: [HeaderName; 4] = [
@@ -94,17 +97,40 @@ impl Ask {
         request
     }
 
-    fn lost(&self) -> ApiError {
-        let outcome = if self.reads_only { Outcome::None } else { Outcome::Unknown };
-        ApiError::new(Code::Unavailable, "the mart's engine ended while this request ran")
-            .hint("it restarts by itself; if this request makes it end again, use less memory or simpler functions")
-            .outcome(outcome)
+    /// What became of the writes of a request that never got its answer.
+    fn outcome_of_silence(&self) -> Outcome {
+        if self.reads_only { Outcome::None } else { Outcome::Unknown }
+    }
+
+    /// The engine went away with the request: what it ended of, if it can be told.
+    async fn lost(&self, live: &Live, started: Instant) -> ApiError {
+        let status = tokio::time::timeout(REASON_WAIT, live.engine.exited()).await.ok().flatten();
+        let error = match status.map(exit_reason) {
+            Some("deaf") if started.elapsed() >= self.timeout => self.too_late(),
+            Some("memory") => ApiError::new(
+                Code::Unavailable,
+                "the mart's engine passed its memory limit while this request ran",
+            )
+            .hint(
+                "it restarts by itself; if this request was the cause, ask for less at once or raise `engine_memory`",
+            ),
+            _ => ApiError::new(Code::Unavailable, "the mart's engine ended while this request ran").hint(
+                "it restarts by itself; if this request makes it end again, use less memory or simpler functions",
+            ),
+        };
+        error.outcome(self.outcome_of_silence())
+    }
+
+    fn too_late(&self) -> ApiError {
+        ApiError::new(Code::Timeout, "the query passed its deadline and did not stop")
+            .outcome(self.outcome_of_silence())
     }
 }
 
 /// Runs a query on its mart's engine. `wait` bounds how long the answer is held for durability.
 pub async fn query(mart: &OpenMart, ask: &Ask, wait: Duration) -> Result<Response, ApiError> {
     let live = mart.live().await?;
+    let started = Instant::now();
     let sent =
         tokio::time::timeout(ask.timeout.saturating_add(LAST_RESORT), live.engine.client().send(ask.request())).await;
     let response = match sent {
@@ -114,12 +140,11 @@ pub async fn query(mart: &OpenMart, ask: &Ask, wait: Duration) -> Result<Respons
                 ApiError::new(Code::Unavailable, "the mart's engine is restarting").hint("try again in a moment")
             );
         }
-        Ok(Err(ClientError::Lost)) => return Err(ask.lost()),
+        Ok(Err(ClientError::Lost)) => return Err(ask.lost(&live, started).await),
         Err(_) => {
             tracing::warn!(mart = %mart.id(), query = %ask.id, "ending an engine that is deaf to deadlines");
             live.engine.kill();
-            let outcome = if ask.reads_only { Outcome::None } else { Outcome::Unknown };
-            return Err(ApiError::new(Code::Timeout, "the query passed its deadline and did not stop").outcome(outcome));
+            return Err(ask.too_late());
         }
     };
     let (head, body) = response.into_parts();
@@ -129,7 +154,10 @@ pub async fn query(mart: &OpenMart, ask: &Ask, wait: Duration) -> Result<Respons
         _ => mart.landed_now(moment.position),
     };
     if !head.status.is_success() {
-        return refusal(body, ask, moment, landed).await;
+        let Ok(bytes) = Limited::new(body, MAX_ERROR_BYTES).collect().await.map(|whole| whole.to_bytes()) else {
+            return Err(ask.lost(&live, started).await);
+        };
+        return refusal(&bytes, ask, moment, landed);
     }
     if let (Some(position), Durability::Object) = (moment.commit, ask.durability) {
         match landed {
@@ -184,9 +212,8 @@ fn position(value: &HeaderValue, epoch: u64) -> Option<Position> {
 }
 
 /// The engine's error with what only the node knows.
-async fn refusal(body: EngineBody, ask: &Ask, moment: Moment, landed: Landed) -> Result<Response, ApiError> {
-    let bytes = Limited::new(body, MAX_ERROR_BYTES).collect().await.map_err(|_| ask.lost())?.to_bytes();
-    let mut error: ApiError = serde_json::from_slice(&bytes)
+fn refusal(body: &[u8], ask: &Ask, moment: Moment, landed: Landed) -> Result<Response, ApiError> {
+    let mut error: ApiError = serde_json::from_slice(body)
         .map_err(|cause| ApiError::internal("an engine's error can't be read", cause).outcome(Outcome::Unknown))?;
     error.position = moment.commit.map(|position| position.to_string().into());
     error.request_id = ask.id.to_string().into();
