@@ -29,6 +29,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -45,6 +46,8 @@ use crate::stores::{BucketStores, StoreError};
 pub const REGION: &str = "us-east-1";
 /// Connections served at once; DuckDB opens one per thread and file.
 const MAX_CONNECTIONS: usize = 4096;
+/// The longest list of parts or keys that a request may carry; 10,000 parts take half of it.
+const XML_BYTES: usize = 4 * 1024 * 1024;
 /// A client has this long to send a request's head.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -66,6 +69,9 @@ impl Gateway {
         let mut builder = S3ServiceBuilder::new(objects::Objects);
         builder.set_auth(grants::Auth(grants.clone()));
         builder.set_access(grants::Auth(grants.clone()));
+        let mut limits = S3Config::default();
+        limits.xml_max_body_size = XML_BYTES;
+        builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(limits))));
         let gateway = Self { addr, grants, stop: CancellationToken::new(), tasks };
         gateway.tasks.spawn(accept(listener, addr, builder.build(), gateway.stop.clone(), gateway.tasks.clone()));
         Ok(gateway)
@@ -86,7 +92,8 @@ impl Gateway {
         self.grants.traffic()
     }
 
-    /// Takes no more requests, lets those under way end, and returns when all have.
+    /// Takes no more requests, lets those under way end, and returns when all have: end the engines first, because an answer
+    /// to an engine that does not read never ends by itself.
     pub async fn shutdown(&self) {
         self.stop.cancel();
         self.tasks.close();

@@ -20,7 +20,7 @@ use super::{errors, listing, uploads};
 use crate::stores::Bucket;
 
 /// Larger bodies than this go to the store in pieces of this size.
-const PIECE_BYTES: usize = 8 * 1024 * 1024;
+const PIECE_BYTES: u32 = 8 * 1024 * 1024;
 
 /// The operations.
 pub(super) struct Objects;
@@ -90,9 +90,11 @@ impl S3 for Objects {
         };
         let bucket = session.bucket(&input.bucket).await?;
         let path = key_path(&input.key)?;
+        // A body's next piece is read only after the last one went out, so one piece is all that is ever held.
+        let _held = session.uploads.hold(PIECE_BYTES).await?;
         let mut upload = Upload::new(input.body, session.traffic.clone());
-        let first = upload.piece(PIECE_BYTES).await?;
-        let written = if first.content_length() < PIECE_BYTES {
+        let first = upload.piece(PIECE_BYTES as usize).await?;
+        let written = if first.content_length() < PIECE_BYTES as usize {
             let mode = if create { PutMode::Create } else { PutMode::Overwrite };
             bucket.data.put_opts(&path, first, PutOptions::from(mode)).await.map_err(errors::of_store)?.e_tag
         } else if create {
@@ -272,7 +274,7 @@ async fn put_in_pieces(
         while piece.content_length() > 0 {
             let part = bucket.multipart.put_part(path, &id, parts.len(), piece).await;
             parts.push(part.map_err(errors::of_store)?);
-            piece = upload.piece(PIECE_BYTES).await?;
+            piece = upload.piece(PIECE_BYTES as usize).await?;
         }
         bucket.multipart.complete_multipart(path, &id, parts).await.map_err(errors::of_store)
     };

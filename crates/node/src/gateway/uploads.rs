@@ -7,7 +7,7 @@
 //! # Consistency
 //! An object appears whole when its upload completes, or not at all.
 //!
-//! **Invariant:** the parts of one engine that are held in memory never exceed [`HELD_BYTES`].
+//! **Invariant:** what one engine uploads and the node holds in memory never exceeds [`HELD_BYTES`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,7 @@ use s3s::dto::{
     CompletedPart, CreateMultipartUploadInput, CreateMultipartUploadOutput, ETag, UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3Error, S3ErrorCode, S3Result};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::body::Upload as Incoming;
 use super::errors;
@@ -28,7 +28,7 @@ use super::grants::Session;
 use super::objects::{etag, key_path};
 use crate::stores::Bucket;
 
-/// Bytes of parts that one engine may have in the node's memory; also the largest part.
+/// Bytes of uploads that one engine may have in the node's memory; also the largest part.
 const HELD_BYTES: u32 = 256 * 1024 * 1024;
 /// Uploads that one engine may have open.
 const MAX_OPEN: usize = 4096;
@@ -67,6 +67,11 @@ impl Uploads {
         for upload in left {
             abort_quietly(&upload.bucket, &upload.path, &upload.id).await;
         }
+    }
+
+    /// Waits until so many bytes may be held, for as long as the answer lives. At most [`HELD_BYTES`].
+    pub(super) async fn hold(&self, bytes: u32) -> S3Result<SemaphorePermit<'_>> {
+        self.room.acquire_many(bytes).await.map_err(|_| errors::unavailable())
     }
 
     fn find(&self, id: &str, bucket: &str, key: &str) -> S3Result<Arc<Upload>> {
@@ -141,7 +146,7 @@ pub(super) async fn part(session: &Session, input: UploadPartInput) -> S3Result<
         .ok()
         .filter(|length| *length <= HELD_BYTES)
         .ok_or_else(|| S3Error::with_message(S3ErrorCode::EntityTooLarge, "a part takes up to 256 MiB"))?;
-    let _held = session.uploads.room.acquire_many(length).await.map_err(|_| errors::unavailable())?;
+    let _held = session.uploads.hold(length).await?;
     let mut body = Incoming::new(input.body, session.traffic.clone());
     let payload = body.piece(length as usize).await?;
     let whole = payload.content_length() == length as usize && body.piece(1).await?.content_length() == 0;
