@@ -12,7 +12,6 @@ mod table;
 mod token;
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -48,20 +47,15 @@ enum Command {
     /// Check the store, credentials, disk, extensions and limits, and say what to do about each.
     #[command(after_help = "Example:\n  tarn doctor --store s3")]
     Doctor(doctor::Args),
-    /// The process that runs one mart's DuckDB; started by `serve`.
-    #[command(hide = true)]
-    Engine {
-        /// Fold the log of this database file into it, and end.
-        #[arg(long)]
-        fold: Option<PathBuf>,
-    },
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some("engine") {
+        return engine(words);
+    }
     let ran = match Cli::parse().command {
-        Command::Engine { fold: None } => return ExitCode::FAILURE,
-        Command::Engine { fold: Some(path) } => engine::open::fold(&path).map_err(anyhow::Error::from),
         Command::Serve(settings) => serve::run(&settings),
         Command::Query(args) => client::block_on(query::run(args)),
         Command::Mart(command) => client::block_on(mart::run(command)),
@@ -81,4 +75,10 @@ pub fn main() -> ExitCode {
             if error.is::<dsn::BadUsage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// The process that runs one mart's DuckDB, started by `serve` and by nobody else: no flag, no help.
+fn engine(words: impl Iterator<Item = String>) -> ExitCode {
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false).with_writer(std::io::stderr).init();
+    engine::process::main(words)
 }

@@ -14,7 +14,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use engine::sql::Kind;
 use engine::wire::{Role, header};
 use http::header::ACCEPT;
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -148,8 +148,13 @@ pub(super) async fn cancel(
         return Err(unknown());
     }
     let live = mart.live().await?;
-    let request = router::request(Method::DELETE, &format!("/queries/{id}"), Bytes::new());
-    live.engine.client().send(request).await.map_err(|_| unknown())?;
+    let mut request = router::request(Method::DELETE, &format!("/queries/{id}"), Bytes::new());
+    let owner = HeaderValue::from_str(&owner).map_err(|_| unknown())?;
+    request.headers_mut().insert(header::PRINCIPAL, owner);
+    let answer = live.engine.client().send(request).await.map_err(|_| unknown())?;
+    if !answer.status().is_success() {
+        return Err(unknown());
+    }
     Ok(json(json!({"id": id, "cancelled": true})))
 }
 
