@@ -122,9 +122,21 @@ impl Connection {
 
     /// The first column of a query of the engine's own, as text; NULL becomes an empty string.
     pub fn column(&self, sql: &str) -> Result<Vec<String>, DuckError> {
+        self.column_with(sql, &[])
+    }
+
+    /// The same with text parameters.
+    pub fn column_with(&self, sql: &str, params: &[&str]) -> Result<Vec<String>, DuckError> {
         let mut out = Vec::new();
         for mut statement in self.extract(sql)? {
-            let mut result = statement.prepare()?.run()?;
+            let mut prepared = statement.prepare()?;
+            for (index, param) in (1..).zip(params) {
+                prepared.bind_text(index, param)?;
+            }
+            let mut result = prepared.run()?;
+            if result.kind() != ResultKind::Rows {
+                continue;
+            }
             while let Some(chunk) = result.next_chunk()? {
                 chunk.first_column_text(&mut out);
             }
@@ -253,6 +265,13 @@ impl Prepared {
     pub fn parameters(&self) -> u64 {
         // SAFETY: the statement is prepared.
         unsafe { ffi::duckdb_nparams(self.raw) }
+    }
+
+    /// Gives parameter `index`, counted from 1, a text.
+    pub fn bind_text(&mut self, index: u64, text: &str) -> Result<(), DuckError> {
+        // SAFETY: the statement is prepared; DuckDB copies the text.
+        let state = unsafe { ffi::duckdb_bind_varchar_length(self.raw, index, text.as_ptr().cast(), text.len() as u64) };
+        if state == ffi::DuckDBSuccess { Ok(()) } else { Err(DuckError::new("Invalid Input Error: the text can't be bound")) }
     }
 
     /// Starts it; rows are made as they are fetched, so that a result of any size needs little memory.

@@ -2,19 +2,25 @@
 //!
 //! It knows nothing of tenants, tokens, object storage or credentials other than its own key to the node's gateway.
 
+pub mod buffer;
+pub mod checkpoint;
 pub mod commit;
 pub mod config;
 pub mod duck;
+pub mod exec;
+pub mod failure;
 pub mod files;
+pub mod format;
+pub mod hidden;
 pub mod open;
+pub mod params;
 pub mod pipe;
 pub mod pool;
+pub mod process;
 pub mod queries;
+pub mod server;
 pub mod session;
+pub mod sql;
 pub mod wal;
 pub mod wire;
 pub mod writers;
-
-pub mod format;
-pub mod params;
-pub mod sql;

@@ -237,12 +237,26 @@ impl Ticket {
         &self.query
     }
 
-    /// Stops it.
-    pub fn cancel(&self, reason: Reason) {
-        self.query.stop(reason);
-        // Taking the lock first, or the watchdog could miss this between its look and its wait.
-        let _running = lock(&self.queries.running);
-        self.queries.changed.notify_all();
+    /// Stops the query when it is dropped, because nobody waits for it any more.
+    pub fn canceller(&self) -> Canceller {
+        Canceller { queries: self.queries.clone(), query: self.query.clone() }
+    }
+}
+
+/// Stands for the client: gone with it. Harmless after the query's end.
+pub struct Canceller {
+    queries: Arc<Queries>,
+    query: Arc<Query>,
+}
+
+impl Drop for Canceller {
+    fn drop(&mut self) {
+        let running = lock(&self.queries.running);
+        // Under the lock, or the watchdog could miss it between its look and its wait.
+        if running.queries.get(&self.query.id).is_some_and(|query| Arc::ptr_eq(query, &self.query)) {
+            self.query.stop(Reason::Gone);
+            self.queries.changed.notify_all();
+        }
     }
 }
 
@@ -271,7 +285,7 @@ mod tests {
         assert!(!queries.cancel(ticket.query().id, "bob", Reason::Cancelled));
         assert!(queries.cancel(ticket.query().id, "ann", Reason::Cancelled));
         assert_eq!(ticket.query().reason(), Some(Reason::Cancelled));
-        ticket.cancel(Reason::Gone);
+        drop(ticket.canceller());
         assert_eq!(ticket.query().reason(), Some(Reason::Cancelled), "the first reason stays");
     }
 

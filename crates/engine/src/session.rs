@@ -66,6 +66,13 @@ impl Kept {
         Ok(())
     }
 
+    /// A BEGIN as the client wrote it (it may say READ ONLY).
+    pub fn begin_by(&mut self, text: &str) -> Result<(), DuckError> {
+        self.connection.execute(text)?;
+        self.in_transaction = true;
+        Ok(())
+    }
+
     /// COMMIT; the transaction is over also if that fails.
     pub fn commit(&mut self) -> Result<(), DuckError> {
         self.in_transaction = false;

@@ -1,0 +1,101 @@
+//! The engine as a process: configuration from standard input, inherited sockets, and all the ways it ends.
+//!
+//! # Crash consistency
+//! Every end is abrupt (`_exit`): no checkpoint, no destructor of DuckDB. What is committed is in the log, and the next open finds it.
+
+mod memory;
+
+use std::{
+    io::{self, Read},
+    os::{
+        fd::{FromRawFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    process::ExitCode,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use crate::{config::EngineConfig, exec::Engine, open, queries::Queries, server::Server, wire::exit};
+
+unsafe extern "C" {
+    /// Ends the process at once, without exit handlers (POSIX).
+    fn _exit(code: i32) -> !;
+}
+
+/// Runs `tarn engine`: with `--fold PATH` it folds a copy's log into its file and ends, else it serves a mart.
+pub fn main(args: impl Iterator<Item = String>) -> ExitCode {
+    let args: Vec<String> = args.collect();
+    let result = match args.as_slice() {
+        [flag, path] if flag == "--fold" => open::fold(path.as_ref()).map_err(|error| error.to_string()),
+        [] => serve(),
+        _ => Err("usage: tarn engine (configuration on standard input) | tarn engine --fold FILE".to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("engine: {message}");
+            ExitCode::from(exit::OPEN as u8)
+        }
+    }
+}
+
+fn serve() -> Result<(), String> {
+    let config = read_config().map_err(|error| format!("reading the configuration: {error}"))?;
+    watch_life(config.life_fd).map_err(|error| format!("watching the node: {error}"))?;
+    memory::limit_damage();
+    memory::watch(config.memory_limit_bytes).map_err(|error| format!("watching memory: {error}"))?;
+    // SAFETY: the node opened this listener for us and nothing else in this process uses the descriptor.
+    let listener = unsafe { UnixListener::from_raw_fd(config.listen_fd) };
+    let engine = Engine::open(&config).map_err(|error| format!("opening the mart: {error}"))?;
+    watch_queries(engine.queries.clone(), Duration::from_millis(config.deaf_ms)).map_err(|error| format!("starting a thread: {error}"))?;
+    let server = Server::new(engine, config.max_queries);
+    let code = run(server, listener).map_err(|error| format!("serving: {error}"))?;
+    end(code)
+}
+
+fn run(server: Arc<Server>, listener: UnixListener) -> io::Result<i32> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
+    runtime.block_on(async {
+        // Ctrl-C in a terminal reaches the whole process group; the node decides when its engines end.
+        let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+        tokio::spawn(async move { while interrupt.recv().await.is_some() {} });
+        server.serve(listener).await
+    })
+}
+
+fn read_config() -> io::Result<EngineConfig> {
+    let mut text = String::new();
+    io::stdin().read_to_string(&mut text)?;
+    serde_json::from_str(&text).map_err(io::Error::other)
+}
+
+/// Ends the process as soon as the node's end of the socket pair is closed, also while DuckDB is deaf.
+fn watch_life(fd: RawFd) -> io::Result<()> {
+    // SAFETY: the node made this descriptor for us and nothing else in this process uses it.
+    let mut life = unsafe { UnixStream::from_raw_fd(fd) };
+    life.set_nonblocking(false)?;
+    thread::Builder::new().name("life".into()).spawn(move || {
+        let mut byte = [0];
+        loop {
+            match life.read(&mut byte) {
+                Ok(0) => end(exit::ORPHAN),
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => end(exit::ORPHAN),
+                _ => {}
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn watch_queries(queries: Arc<Queries>, deaf: Duration) -> io::Result<()> {
+    thread::Builder::new().name("watch".into()).spawn(move || queries.watch(deaf, || end(exit::DEAF)))?;
+    Ok(())
+}
+
+/// Ends this process now.
+fn end(code: i32) -> ! {
+    // SAFETY: takes no memory of ours along that anyone could still use.
+    unsafe { _exit(code) }
+}

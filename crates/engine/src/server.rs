@@ -1,0 +1,184 @@
+//! The engine's HTTP/1.1 server on its unix socket.
+//!
+//! Paths and shapes are in `wire`. Here a request becomes a job for a DuckDB thread and its answer a response; a client that goes
+//! away cancels its query. **Invariant:** no thread of the async runtime calls DuckDB.
+
+mod commits;
+mod query;
+mod respond;
+
+use std::{convert::Infallible, os::unix::net::UnixListener, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Semaphore, oneshot, watch};
+use uuid::Uuid;
+
+use crate::{
+    checkpoint,
+    duck::library_version,
+    exec::Engine,
+    failure::Failure,
+    queries::Reason,
+    wire::{CheckpointRequest, Code, Health, ShutdownRequest, exit, header},
+};
+
+use respond::{Body, failed, json};
+
+/// Bodies are SQL and parameters; bulk data comes another way.
+const MAX_BODY_BYTES: usize = 32 << 20;
+
+/// What all requests share.
+pub struct Server {
+    engine: Arc<Engine>,
+    permits: Arc<Semaphore>,
+    ended: watch::Sender<Option<i32>>,
+}
+
+impl Server {
+    /// Serves `engine`, `max_queries` at once.
+    pub fn new(engine: Engine, max_queries: usize) -> Arc<Self> {
+        Arc::new(Self { engine: Arc::new(engine), permits: Arc::new(Semaphore::new(max_queries.max(1))), ended: watch::channel(None).0 })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Answers requests until the engine has to end; gives the process's exit code.
+    pub async fn serve(self: Arc<Self>, listener: UnixListener) -> std::io::Result<i32> {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        let mut ended = self.ended.subscribe();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        tokio::spawn(self.clone().connection(stream));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection was not accepted");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                code = ended.wait_for(Option::is_some) => {
+                    return Ok(code.ok().and_then(|code| *code).unwrap_or(exit::OK));
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: tokio::net::UnixStream) {
+        let service = service_fn(|request| {
+            let server = self.clone();
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
+        });
+        // Errors here are broken bodies and clients that went away; both were handled where they began.
+        let _ = http1::Builder::new().writev(true).serve_connection(TokioIo::new(stream), service).await;
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let method = request.method().clone();
+        let path = request.uri().path().to_owned();
+        match (&method, path.as_str()) {
+            (&Method::POST, "/query") => query::answer(&self, request).await,
+            (&Method::GET, "/health") => self.health(),
+            (&Method::GET, "/commits") => commits::follow(&self.engine.mart.commits),
+            (&Method::POST, "/checkpoint") => self.checkpoint(request).await,
+            (&Method::POST, "/shutdown") => self.shutdown(request).await,
+            (&Method::DELETE, path) if path.starts_with("/queries/") => self.cancel(&path["/queries/".len()..], &request),
+            _ => failed(&Failure::new(Code::NotFound, "no such path")),
+        }
+    }
+
+    fn health(&self) -> Response<Body> {
+        let (point, _) = self.engine.mart.commits.latest();
+        json(&Health {
+            iteration: point.iteration,
+            wal_bytes: point.wal_end,
+            duckdb_version: library_version(),
+            pid: std::process::id(),
+            queries: self.engine.queries.len(),
+        })
+    }
+
+    fn cancel(&self, id: &str, request: &Request<Incoming>) -> Response<Body> {
+        let principal = query::text_header(request.headers(), header::PRINCIPAL);
+        match id.parse::<Uuid>() {
+            Ok(id) if self.engine.queries.cancel(id, principal, Reason::Cancelled) => json(&serde_json::json!({ "cancelled": true })),
+            _ => failed(&Failure::new(Code::NotFound, "no such query runs")),
+        }
+    }
+
+    async fn checkpoint(&self, request: Request<Incoming>) -> Response<Body> {
+        let asked: CheckpointRequest = match body(request).await {
+            Ok(asked) => asked,
+            Err(failure) => return failed(&failure),
+        };
+        let engine = self.engine.clone();
+        let (reply, answer) = oneshot::channel();
+        let started = self.engine.pool.run(Box::new(move |_| {
+            let _ = reply.send(checkpoint::checkpoint(&engine, asked));
+        }));
+        let failure = match (started, answer.await) {
+            (Ok(()), Ok(Ok(answer))) => return json(&answer),
+            (Ok(()), Ok(Err(failure))) => failure,
+            _ => Failure::new(Code::Internal, "the checkpoint's thread ended early"),
+        };
+        if failure.fatal {
+            let ended = self.ended.clone();
+            tokio::task::spawn_blocking(move || end_soon(&ended, exit::FATAL));
+        }
+        failed(&failure)
+    }
+
+    async fn shutdown(&self, request: Request<Incoming>) -> Response<Body> {
+        let asked: ShutdownRequest = match body(request).await {
+            Ok(asked) => asked,
+            Err(failure) => return failed(&failure),
+        };
+        let queries = self.engine.queries.clone();
+        queries.close();
+        let idle = tokio::task::spawn_blocking(move || {
+            if !queries.wait_until_idle(std::time::Instant::now() + Duration::from_millis(asked.grace_ms)) {
+                queries.cancel_all(Reason::Shutdown);
+                queries.wait_until_idle(std::time::Instant::now() + Duration::from_secs(5));
+            }
+        });
+        let _ = idle.await;
+        let ended = self.ended.clone();
+        tokio::task::spawn_blocking(move || end_soon(&ended, exit::OK));
+        json(&serde_json::json!({ "stopped": true }))
+    }
+}
+
+/// Ends the process, soon enough after the answer that is on its way. Blocks.
+fn end_soon(ended: &watch::Sender<Option<i32>>, code: i32) {
+    std::thread::sleep(Duration::from_millis(50));
+    ended.send_if_modified(|end| {
+        let first = end.is_none();
+        end.get_or_insert(code);
+        first
+    });
+}
+
+/// Reads a JSON body.
+async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Failure> {
+    let bytes = bytes(request.into_body()).await?;
+    serde_json::from_slice(&bytes).map_err(|error| Failure::new(Code::Invalid, format!("the body is not the JSON it should be: {error}")))
+}
+
+async fn bytes(body: Incoming) -> Result<Bytes, Failure> {
+    match Limited::new(body, MAX_BODY_BYTES).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Failure::new(Code::TooLarge, format!("the body has more than {MAX_BODY_BYTES} bytes")).hint("load data with `PUT …/tables/{schema}/{table}`"))
+        }
+        Err(_) => Err(Failure::new(Code::Invalid, "the body stops half way")),
+    }
+}

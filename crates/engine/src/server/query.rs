@@ -1,0 +1,168 @@
+//! `POST /query`: from headers and body to a job, from its answer to a response.
+
+use std::time::{Duration, Instant};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response,
+    header::{ACCEPT, CONTENT_TYPE, TRAILER},
+};
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use uuid::Uuid;
+
+use crate::{
+    exec::{self, Answer, Head},
+    failure::Failure,
+    format::Format,
+    params::Params,
+    pipe::Pieces,
+    queries::{NotStarted, Reason},
+    wire::{Code, Point, QueryRequest, Role, exit, header},
+};
+
+use super::{
+    Server, end_soon,
+    respond::{Body, error, failed},
+};
+
+/// The headers of a request.
+struct Asked {
+    id: Uuid,
+    principal: String,
+    role: Role,
+    key: Option<String>,
+    format: Format,
+}
+
+/// Answers a query.
+pub(super) async fn answer(server: &Server, request: Request<Incoming>) -> Response<Body> {
+    let arrived = Instant::now();
+    let asked = match asked(request.headers()) {
+        Ok(asked) => asked,
+        Err(failure) => return failed(&failure),
+    };
+    let id = asked.id;
+    let mut response = match run(server, asked, request, arrived).await {
+        Ok(response) => response,
+        Err(failure) => failed(&failure),
+    };
+    let value = HeaderValue::from_str(&id.to_string()).expect("a UUID is a header value");
+    response.headers_mut().insert(HeaderName::from_static(header::QUERY_ID), value);
+    response
+}
+
+async fn run(server: &Server, asked: Asked, request: Request<Incoming>, arrived: Instant) -> Result<Response<Body>, Failure> {
+    let body: QueryRequest = super::body(request).await?;
+    let deadline = body.timeout_ms.map(|ms| arrived + Duration::from_millis(ms));
+    let ticket = server.engine.queries.start(asked.id, asked.principal, deadline).map_err(|reason| match reason {
+        NotStarted::Taken => Failure::new(Code::Conflict, "a query with this id runs already"),
+        NotStarted::Closed => Reason::Shutdown.into(),
+    })?;
+    // Dropped with this future or with the body, whichever goes last: then the client has all or is gone.
+    let canceller = ticket.canceller();
+    let permit = permit(server, deadline).await?;
+    let job = exec::Request {
+        sql: body.sql,
+        params: Params::from_json(body.params)?,
+        max_rows: body.max_rows,
+        format: asked.format,
+        role: asked.role,
+        key: asked.key,
+    };
+    let (reply, answer) = oneshot::channel();
+    let (engine, ended) = (server.engine.clone(), server.ended.clone());
+    let started = server.engine.pool.run(Box::new(move |session| {
+        let _permit = permit;
+        if engine.run(ticket.query(), session, job, reply) {
+            end_soon(&ended, exit::FATAL);
+        }
+    }));
+    started.map_err(|error| {
+        tracing::error!(%error, "no thread for a query");
+        Failure::new(Code::Limited, "the engine can't start another thread").transient()
+    })?;
+    match answer.await {
+        Ok(Ok(Answer::Whole(head, pieces))) => Ok(response(head, Body::Pieces(Pieces::new(pieces)))),
+        Ok(Ok(Answer::Stream(head, pipe))) => Ok(response(head, Body::Pipe(pipe, canceller))),
+        Ok(Err(failure)) => {
+            let mut response = error(&failure.body);
+            if let Some(commit) = failure.commit {
+                response.headers_mut().insert(HeaderName::from_static(header::COMMIT), position(commit));
+            }
+            Ok(response)
+        }
+        Err(_) => {
+            let mut failure = Failure::new(Code::Internal, "the query's thread ended early");
+            failure.unknown = true;
+            Err(failure)
+        }
+    }
+}
+
+/// Waits for a place to run.
+async fn permit(server: &Server, deadline: Option<Instant>) -> Result<OwnedSemaphorePermit, Failure> {
+    let waiting = server.permits.clone().acquire_owned();
+    let permit = match deadline {
+        None => waiting.await,
+        Some(deadline) => match tokio::time::timeout_at(deadline.into(), waiting).await {
+            Ok(permit) => permit,
+            Err(_) => return Err(Failure::new(Code::Timeout, "the query found no place to run in its time").hint("other queries are running; try again later").transient()),
+        },
+    };
+    permit.map_err(|_| Reason::Shutdown.into())
+}
+
+fn response(head: Head, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(&head.content_type) {
+        headers.insert(CONTENT_TYPE, value);
+    }
+    match head.commit {
+        Some(commit) => {
+            headers.insert(HeaderName::from_static(header::COMMIT), position(commit));
+        }
+        None => {
+            headers.insert(HeaderName::from_static(header::AT), position(head.at.0));
+            if head.at.1 {
+                headers.insert(HeaderName::from_static(header::AT_MOVING), HeaderValue::from_static("1"));
+            }
+        }
+    }
+    if head.replayed {
+        headers.insert(HeaderName::from_static(header::REPLAYED), HeaderValue::from_static("true"));
+    }
+    if head.trailer {
+        headers.insert(TRAILER, HeaderValue::from_static(header::COMMIT));
+    }
+    response
+}
+
+fn position(point: Point) -> HeaderValue {
+    HeaderValue::from_str(&point.to_string()).expect("digits and a dot")
+}
+
+fn asked(headers: &HeaderMap) -> Result<Asked, Failure> {
+    let id = match text_header(headers, header::QUERY_ID) {
+        "" => Uuid::new_v4(),
+        text => text.parse().map_err(|_| Failure::new(Code::Invalid, "`tarn-query-id` is not a UUID"))?,
+    };
+    // Without a role there is the least that a caller may do.
+    let role = match text_header(headers, header::ROLE) {
+        "" => Role::Reader,
+        text => text.parse().map_err(|()| Failure::new(Code::Invalid, "`tarn-role` is reader, writer or admin"))?,
+    };
+    let key = headers.get(header::IDEMPOTENCY_KEY).map(|key| key.to_str().map(str::to_owned));
+    let key = key.transpose().map_err(|_| Failure::new(Code::Invalid, "an idempotency key is plain ASCII"))?;
+    let accept = text_header(headers, ACCEPT.as_str());
+    let format = Format::from_accept(accept).ok_or_else(|| {
+        Failure::new(Code::Invalid, "no format that `Accept` names can be given")
+            .hint("application/json, application/x-ndjson, text/csv or application/vnd.apache.arrow.stream")
+    })?;
+    Ok(Asked { id, principal: text_header(headers, header::PRINCIPAL).to_owned(), role, key, format })
+}
+
+/// A header's text, empty if it is missing or no text.
+pub(super) fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
