@@ -19,7 +19,10 @@ pub(crate) mod view;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use libduckdb_sys as ffi;
@@ -192,10 +195,14 @@ struct TextBody {
     ready: Vec<Bytes>,
     /// For NDJSON: `{"a":`, `,"b":` … as bytes.
     keys: Vec<Vec<u8>>,
+    /// When the last piece was cut.
+    cut: Instant,
 }
 
-/// Text pieces are cut at about this size.
+/// Text pieces are cut at about this size …
 const TEXT_PIECE_BYTES: usize = 1024 * 1024;
+/// … and rows of a slow query wait no longer than this for the next chunk.
+const MAX_AGE: Duration = Duration::from_millis(200);
 
 impl Encoder {
     /// An encoder for a result with these columns. Fails if a column's type has no form in `format`.
@@ -262,7 +269,8 @@ impl Encoder {
         }
     }
 
-    /// Makes everything so far ready, however little it is: for a query that is slow to give more.
+    /// Makes everything so far ready, however little it is. `push` does so by itself when rows have waited for 200 ms, but nothing
+    /// is pushed while a query is silent.
     pub fn flush(&mut self) {
         match &mut self.body {
             Body::Text(body) => body.flush(),
@@ -320,7 +328,7 @@ impl TextBody {
                 }
             }
         }
-        TextBody { pool: Pool::default(), open, ready: Vec::new(), keys }
+        TextBody { pool: Pool::default(), open, ready: Vec::new(), keys, cut: Instant::now() }
     }
 
     fn push(&mut self, format: Format, columns: &[View<'_>], rows: usize, first: bool) -> Result<(), EncodeError> {
@@ -333,6 +341,9 @@ impl TextBody {
             if self.open.len() >= TEXT_PIECE_BYTES {
                 self.flush();
             }
+        }
+        if self.cut.elapsed() >= MAX_AGE {
+            self.flush();
         }
         Ok(())
     }
@@ -370,6 +381,7 @@ impl TextBody {
     }
 
     fn flush(&mut self) {
+        self.cut = Instant::now();
         if self.open.is_empty() {
             return;
         }

@@ -9,19 +9,17 @@ mod column;
 mod ipc;
 mod schema;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{Columns, EncodeError, buffer::Pool, view::View};
+use super::{Columns, EncodeError, MAX_AGE, buffer::Pool, view::View};
 use column::Column;
 
 /// A batch is sent when it has so many rows …
 const BATCH_ROWS: usize = 120 * 1024;
-/// … or so many bytes …
+/// … or so many bytes, or when its rows have waited for `MAX_AGE`.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// … or when the rows of a slow query have waited this long.
-const BATCH_AGE: Duration = Duration::from_millis(200);
 /// Most string bytes in a batch: offsets are 32 bits wide.
 const MAX_STRING_BYTES: usize = 1 << 30;
 
@@ -52,8 +50,7 @@ impl Writer {
     /// Adds the first `rows` rows of a chunk.
     pub fn push(&mut self, views: &[View<'_>], rows: usize) -> Result<(), EncodeError> {
         self.push_range(views, 0, rows)?;
-        if self.rows >= BATCH_ROWS || self.bytes() >= BATCH_BYTES || self.rows > 0 && self.opened.elapsed() >= BATCH_AGE
-        {
+        if self.rows >= BATCH_ROWS || self.bytes() >= BATCH_BYTES || self.rows > 0 && self.opened.elapsed() >= MAX_AGE {
             self.flush();
         }
         Ok(())

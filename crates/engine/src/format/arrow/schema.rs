@@ -15,7 +15,11 @@ const TYPE_KEY: &str = "tarn.duckdb_type";
 /// The schema of a result, with `names` for its columns.
 pub fn schema(columns: &Columns, names: &[String]) -> Schema {
     let fields = columns.types().zip(names).map(|(ty, name)| {
-        let metadata = HashMap::from([(TYPE_KEY.to_owned(), ty.to_string())]);
+        let mut metadata = HashMap::from([(TYPE_KEY.to_owned(), ty.to_string())]);
+        if ty.kind == Kind::Geometry {
+            metadata.insert("ARROW:extension:name".to_owned(), "geoarrow.wkb".to_owned());
+            metadata.insert("ARROW:extension:metadata".to_owned(), "{}".to_owned());
+        }
         Field::new(name, data_type(ty), true).with_metadata(metadata)
     });
     Schema::new(fields.collect::<Fields>())

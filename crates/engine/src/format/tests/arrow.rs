@@ -199,3 +199,14 @@ fn a_small_result_is_one_piece_behind_its_head_and_no_rows_are_a_whole_stream() 
     assert!(matches!(reader.schema().field(1).data_type(), DataType::Dictionary(..)));
     assert_eq!(reader.count(), 0);
 }
+
+#[test]
+fn a_geometry_is_its_wkb() {
+    let duck = Duck::open();
+    let batches = read(&duck.encode(
+        "SELECT 'LINESTRING (1 2, 3 4)'::GEOMETRY AS g, ST_AsWKB('LINESTRING (1 2, 3 4)'::GEOMETRY) AS b",
+        Format::Arrow,
+    ));
+    assert_eq!(batches[0].column(0), batches[0].column(1));
+    assert_eq!(batches[0].schema().field(0).metadata()["ARROW:extension:name"], "geoarrow.wkb");
+}
