@@ -27,15 +27,20 @@ pub struct Local {
     pub intent: Option<Intent>,
 }
 
-/// The log's head when a checkpoint was about to start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A checkpoint that was about to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
-    /// Its slot.
-    pub slot: u64,
-    /// Its hash.
-    pub hash: Hash,
+    /// Slot and hash of the log's head then; two if it was unknown whether the last record had landed.
+    pub heads: Vec<(u64, Hash)>,
     /// Which file it is after that checkpoint.
     pub image: Uuid,
+}
+
+impl Intent {
+    /// True if this is where the log stood.
+    pub fn covers(&self, slot: u64, hash: Hash) -> bool {
+        self.heads.contains(&(slot, hash))
+    }
 }
 
 impl Local {

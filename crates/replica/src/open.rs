@@ -254,6 +254,7 @@ impl Source {
             free_list_known: self.manifest.free_list_known,
             block_bytes: self.manifest.block_bytes,
             suspects: Arc::default(),
+            stale: Arc::default(),
             area_blocks,
         }
     }
@@ -269,11 +270,11 @@ fn proven(dir: &Path, local: &Local, (head, tip): (Head, Tip), image: Uuid) -> R
         }
     };
     if on_disk.iteration == tip.iteration {
-        let same_file = local.image == image || local.intent.is_some_and(|intent| intent.image == image);
+        let same_file = local.image == image || local.intent.as_ref().is_some_and(|intent| intent.image == image);
         let shipped = if same_file { hash_prefix(&dir.join(WAL_FILE), tip.wal_bytes, tip.durable)? } else { None };
         return Ok(shipped.filter(|shipped| crate::hash::Hash::from(shipped.hasher.finalize()) == tip.wal_prefix));
     }
-    let begun = local.intent.is_some_and(|intent| (intent.slot, intent.hash) == (head.slot, head.hash));
+    let begun = local.intent.as_ref().is_some_and(|intent| intent.covers(head.slot, head.hash));
     Ok((on_disk.iteration > tip.iteration && begun).then(Shipped::default))
 }
 

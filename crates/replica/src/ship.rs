@@ -28,7 +28,7 @@ use crate::hash::Hash;
 use crate::image::Image;
 use crate::local::{Intent, Local};
 use crate::log::{Log, Put, ends_segment};
-use crate::pack::BlockMap;
+use crate::pack::{BlockMap, BlockRef};
 use crate::position::{CommitPoint, Position};
 use crate::record::{Header, Kind, Record, Tip, VERSION};
 use crate::wal::{self, FrameKind, Walker};
@@ -106,7 +106,10 @@ pub(crate) struct BaseState {
     /// Live blocks that may be free all the same, with a stamp to see a change by. DuckDB leaves a freed block out of the free
     /// list that a checkpoint writes while somebody still reads it, and may reuse it before the next one.
     pub suspects: Arc<HashMap<u64, Stamp>>,
-    /// Blocks shipped since the base.
+    /// What blocks held before they became free, by content. They keep it until they are reused, so it is found again by every
+    /// look for changes: it is then named, not uploaded. Whoever sweeps packs must drop their entries here.
+    pub stale: Arc<HashMap<Hash, BlockRef>>,
+    /// Blocks uploaded since the base.
     pub area_blocks: u64,
 }
 
@@ -132,7 +135,7 @@ struct Pending {
 /// What becomes true when a pending record is won.
 #[derive(Debug)]
 enum Effect {
-    Commits { blocks: BlockMap, shipped: Box<Shipped>, stamps: HashMap<u64, Stamp> },
+    Commits { extra: Extra, shipped: Box<Shipped> },
     Base(Box<BaseState>),
     Fence,
 }
@@ -198,7 +201,7 @@ impl Shipper {
             };
         }
         let local = self.local()?;
-        if on_disk > tip.iteration && local.intent.is_some_and(|intent| (intent.slot, intent.hash) == (self.head.slot, self.head.hash)) {
+        if on_disk > tip.iteration && local.intent.is_some_and(|intent| intent.covers(self.head.slot, self.head.hash)) {
             self.needs_base = true;
             return Ok(Adopt::NeedsBase);
         }
@@ -208,18 +211,33 @@ impl Shipper {
     /// Writes down that a checkpoint is about to run. Everything that the WAL holds must have been shipped.
     pub async fn begin_checkpoint(&mut self) -> Result<()> {
         self.settle().await?;
-        let Some(tip) = self.head.tip.filter(|_| !self.needs_base) else {
-            return Err(Error::Misuse("a base must be shipped before the next checkpoint".into()));
-        };
+        let tip = self.may_checkpoint()?;
         let path = self.dir.join(WAL_FILE);
         let end = blocking(move || last_flush(&path)).await?;
         if tip.durable != end || tip.wal_bytes != end {
             return Err(Error::Misuse(format!("WAL holds commits up to {end}, shipped are {}", tip.durable)));
         }
+        self.write_intent(tip).await
+    }
+
+    /// The same for when the store is away and the WAL is over its limit: what the WAL holds beyond the durable position never
+    /// becomes a position of its own, and the next base covers it. Until that base, a lost disk goes back to the durable position.
+    pub async fn begin_checkpoint_behind(&mut self) -> Result<()> {
+        let tip = self.may_checkpoint()?;
+        self.write_intent(tip).await
+    }
+
+    fn may_checkpoint(&self) -> Result<Tip> {
+        self.head.tip.filter(|_| !self.needs_base).ok_or_else(|| Error::Misuse("a base must be shipped before the next checkpoint".into()))
+    }
+
+    async fn write_intent(&self, tip: Tip) -> Result<()> {
         if self.read_image().await?.iteration != tip.iteration {
             return Err(Error::Misuse("a checkpoint ran whose base is not shipped".into()));
         }
-        let local = Local { intent: Some(Intent { slot: self.head.slot, hash: self.head.hash, image: Uuid::new_v4() }), ..self.current_local()? };
+        let pending = self.pending.as_ref().map(|pending| (pending.header.slot, pending.hash));
+        let heads = [(self.head.slot, self.head.hash)].into_iter().chain(pending).collect();
+        let local = Local { intent: Some(Intent { heads, image: Uuid::new_v4() }), ..self.current_local()? };
         let dir = self.dir.clone();
         blocking(move || local.write(&dir)).await
     }
@@ -262,9 +280,9 @@ impl Shipper {
         let Header { slot, epoch, base_slot, time_us, tip, .. } = header;
         self.head = Head { slot, hash, epoch, base_slot, time_us, tip };
         match effect {
-            Effect::Commits { blocks, shipped, stamps } => {
+            Effect::Commits { extra, shipped } => {
                 self.shipped = *shipped;
-                self.base.add(blocks, stamps);
+                self.base.add(extra);
             }
             Effect::Base(base) => {
                 self.base = *base;
@@ -303,8 +321,8 @@ impl Shipper {
     /// `local.json` with the intent resolved: which file it is now that the last base is won.
     fn current_local(&self) -> Result<Local> {
         let local = self.local()?;
-        let image = match local.intent {
-            Some(intent) if intent.slot < self.head.base_slot => intent.image,
+        let image = match &local.intent {
+            Some(intent) if intent.heads.iter().all(|(slot, _)| *slot < self.head.base_slot) => intent.image,
             _ => local.image,
         };
         Ok(Local { image, intent: None, ..local })
@@ -318,14 +336,24 @@ impl BaseState {
         (0..file_blocks).filter(may_change).collect()
     }
 
-    fn add(&mut self, blocks: BlockMap, stamps: HashMap<u64, Stamp>) {
-        if blocks.is_empty() {
+    fn add(&mut self, Extra { blocks, stamps, uploaded }: Extra) {
+        self.area_blocks += uploaded;
+        if blocks.is_empty() && stamps.is_empty() {
             return;
         }
-        self.area_blocks += blocks.len() as u64;
         Arc::make_mut(&mut self.blocks).extend(blocks);
         Arc::make_mut(&mut self.suspects).extend(stamps);
     }
+}
+
+/// Blocks that go along with WAL bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Extra {
+    pub blocks: BlockMap,
+    /// New stamps of suspects.
+    pub stamps: HashMap<u64, Stamp>,
+    /// How many of the blocks had to be uploaded.
+    pub uploaded: u64,
 }
 
 /// A record before it has a place.

@@ -56,20 +56,21 @@ impl Shipper {
         if self.base_anew {
             return Ok(local.image);
         }
-        let intent = local.intent.filter(|intent| (intent.slot, intent.hash) == (self.head.slot, self.head.hash));
+        let intent = local.intent.filter(|intent| intent.covers(self.head.slot, self.head.hash));
         intent.map(|intent| intent.image).ok_or_else(|| Error::Diverged("a checkpoint ran that was not begun here".into()))
     }
 
     async fn upload_live(&self, file: &Arc<File>, image: &Image) -> Result<Found> {
         let same_size = self.base.block_bytes == image.block_bytes;
         let known = if same_size { Arc::clone(&self.base.blocks) } else { Arc::default() };
-        let by_hash: HashMap<_, _> = known.values().map(|reference| (reference.hash, reference.clone())).collect();
+        let contents = known.values().filter(|_| same_size).map(|reference| (reference.hash, reference.clone()));
+        let by_hash: HashMap<_, _> = contents.chain(self.base.stale.iter().map(|(hash, reference)| (*hash, reference.clone()))).collect();
         let scan = Scan {
             file: Arc::clone(file),
             block_bytes: image.block_bytes,
             blocks: image.live().collect(),
             known,
-            by_hash,
+            by_hash: Arc::new(by_hash),
             stamps: Arc::default(),
             epoch: self.head.epoch,
         };
@@ -101,7 +102,11 @@ impl Shipper {
         let could_change = |block: &u64| !self.base.live.contains(block) || self.base.suspects.contains_key(block);
         let first = self.head.tip.is_none();
         let suspects = if first { HashMap::new() } else { found.stamps.into_iter().filter(|(block, _)| could_change(block)).collect() };
+        let freed = self.base.blocks.iter().filter(|(block, _)| !manifest.blocks.contains_key(block));
+        let mut stale = HashMap::clone(&self.base.stale);
+        stale.extend(freed.map(|(_, reference)| (reference.hash, reference.clone())));
         BaseState {
+            stale: Arc::new(stale),
             blocks: Arc::new(manifest.blocks.clone()),
             live: Arc::new(live),
             free_list_known: image.free.is_some(),

@@ -38,8 +38,8 @@ pub(crate) struct Scan {
     pub blocks: Vec<u64>,
     /// Newest shipped content by number.
     pub known: Arc<BlockMap>,
-    /// The same by content, if content may have moved.
-    pub by_hash: HashMap<Hash, BlockRef>,
+    /// More contents that the store has.
+    pub by_hash: Arc<HashMap<Hash, BlockRef>>,
     /// Blocks to be read whole only if their stamp changed.
     pub stamps: Arc<HashMap<u64, Stamp>>,
     pub epoch: u64,
@@ -54,6 +54,8 @@ pub(crate) struct Found {
     pub stamps: HashMap<u64, Stamp>,
     /// All zero and never known: nothing was ever there.
     pub empty: HashSet<u64>,
+    /// How many blocks had to be uploaded.
+    pub uploaded: u64,
 }
 
 impl Scan {
@@ -88,6 +90,7 @@ impl Scan {
             found.changed.extend(part.changed);
             found.stamps.extend(part.stamps);
             found.empty.extend(part.empty);
+            found.uploaded += part.uploaded;
         }
         Ok(found)
     }
@@ -123,6 +126,7 @@ impl Scan {
                 continue;
             }
             found.changed.insert(block, pack.push(&buffer, hash));
+            found.uploaded += 1;
             if pack.is_full() {
                 let full = std::mem::replace(&mut pack, PackBuilder::new(Layout::new_pack(self.epoch)));
                 send(packs, full)?;

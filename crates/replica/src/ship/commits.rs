@@ -2,7 +2,6 @@
 //!
 //! The pointers themselves are never decoded: every block that the base does not refer to and that changed goes along.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -12,10 +11,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::blocks::{Found, Scan};
-use super::{Draft, Effect, FrameKind, Shipped, Shipper, Walker, blocking, open};
+use super::{Draft, Effect, Extra, FrameKind, Shipped, Shipper, Walker, blocking, open};
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::pack::{self, BlockMap};
+use crate::pack;
 use crate::position::{CommitPoint, Position};
 use crate::record::{Kind, Tip};
 use crate::wal;
@@ -59,7 +58,7 @@ impl Shipper {
             block_bytes: self.base.block_bytes,
             blocks: self.base.candidates(checked.image.blocks_in(length)),
             known: Arc::clone(&self.base.blocks),
-            by_hash: HashMap::new(),
+            by_hash: Arc::clone(&self.base.stale),
             stamps: Arc::clone(&self.base.suspects),
             epoch: self.head.epoch,
         };
@@ -72,26 +71,25 @@ impl Shipper {
         let mut ends = checked.ends.into_iter().filter(|(end, _)| *end > tip.durable).peekable();
         let target = checked.target;
         let stamps = found.stamps.into_iter().filter(|(block, _)| self.base.suspects.contains_key(block)).collect();
-        let mut extra = Some((found.changed, stamps));
+        let mut extra = Some(Extra { blocks: found.changed, stamps, uploaded: found.uploaded });
         while from < target {
             let to = target.min(from + PART_BYTES);
             let mut inside = Vec::new();
             while let Some(end) = ends.next_if(|(end, _)| *end <= to) {
                 inside.push(end);
             }
-            let (blocks, stamps) = extra.take().unwrap_or_default();
             let (file, shipped) = (Arc::clone(&wal), self.shipped.clone());
             let last_end = inside.last().map(|(end, _)| *end);
             let part = blocking(move || read_part(&file, from..to, last_end, shipped)).await?;
-            self.append_part(from..to, inside, part, (blocks, stamps)).await?;
+            self.append_part(from..to, inside, part, extra.take().unwrap_or_default()).await?;
             from = to;
         }
         Ok(())
     }
 
-    async fn append_part(&mut self, range: Range<u64>, ends: Vec<(u64, i64)>, part: ReadPart, extra: (BlockMap, HashMap<u64, super::Stamp>)) -> Result<()> {
+    async fn append_part(&mut self, range: Range<u64>, ends: Vec<(u64, i64)>, part: ReadPart, extra: Extra) -> Result<()> {
         let Some(tip) = self.head.tip else { return Err(Error::Misuse("a base must be shipped first".into())) };
-        let (blocks, stamps) = extra;
+        let blocks = &extra.blocks;
         let mut payload = if blocks.is_empty() { Vec::new() } else { pack::encode_table(blocks.iter().map(|(id, reference)| (*id, reference))) };
         let table_bytes = payload.len() as u64;
         payload.extend_from_slice(&part.compressed);
@@ -109,7 +107,7 @@ impl Shipper {
         });
         let kind = Kind::Commits { iteration: tip.iteration, wal_from: range.start, wal_to: range.end, ends: ends.collect(), table_bytes };
         let draft = Draft { epoch: self.head.epoch, base_slot: self.head.base_slot, tip: Some(tip), kind, time_us };
-        self.append(draft, &payload, Effect::Commits { blocks, shipped: Box::new(part.shipped), stamps }).await
+        self.append(draft, &payload, Effect::Commits { extra, shipped: Box::new(part.shipped) }).await
     }
 }
 

@@ -2,6 +2,7 @@
 
 use object_store::{ObjectStore, ObjectStoreExt};
 use futures::TryStreamExt;
+use replica::store::{Fault, FaultyStore, Op};
 use replica::{Adopt, CommitPoint, Error};
 
 use crate::life::{Mart, advance, assert_files, assert_restores, lived_until, step, steps, write_pair};
@@ -152,6 +153,45 @@ async fn only_changed_blocks_are_uploaded() {
     let before = bytes(&mart).await;
     advance(&mut opened, &step("small-after-checkpoint")).await.expect("ships");
     assert_eq!(bytes(&mart).await, before, "a small commit uploads no block");
+}
+
+#[tokio::test]
+async fn what_free_blocks_still_hold_is_named_again_but_not_uploaded_again() {
+    let (mart, mut opened) = lived_until("checkpoint-3").await;
+    let packs = |mart: &Mart| mart.store.list(Some(&mart.key("pack"))).map_ok(|meta| meta.location).try_collect::<Vec<_>>();
+    let before = packs(&mart).await.expect("lists");
+    // As if the bulk commit had written to the freed blocks exactly what they held: a nightly reload does.
+    let (base, bulk) = (step("checkpoint-3"), step("bulk-into-free-blocks"));
+    write_pair(&opened.dir, &base.db(), bulk.wal().as_deref());
+    opened.shipper.ship(&bulk.points()).await.expect("ships");
+    assert_eq!(packs(&mart).await.expect("lists"), before);
+    let elsewhere = mart.elsewhere();
+    let restored = elsewhere.open().await.expect("restores");
+    assert!(std::fs::read(restored.dir.join("mart.db")).expect("there") == base.db(), "but they are restored");
+}
+
+#[tokio::test]
+async fn a_checkpoint_while_the_store_is_away_is_covered_by_its_base() {
+    let mart = Mart::create().await;
+    let store = FaultyStore::new(mart.store.clone(), |_| None);
+    let here = mart.through(std::sync::Arc::new(store.clone()));
+    let mut opened = here.open().await.expect("opens");
+    for name in ["new", "small"] {
+        advance(&mut opened, &step(name)).await.expect("ships");
+    }
+    // The last record landed, but nobody could say so.
+    store.set_rule(|call| Some(if call.op == Op::Put { Fault::LostAck } else { Fault::Unavailable }));
+    assert!(advance(&mut opened, &step("bulk")).await.expect_err("away").is_transient());
+    opened.shipper.begin_checkpoint_behind().await.expect("begins");
+    step("checkpoint").write(&opened.dir);
+    store.set_rule(|_| None);
+    // The files alone hold the commits between: a crash now must keep them.
+    drop(opened);
+    let mut again = here.open().await.expect("opens");
+    assert_eq!(again.how, replica::How::Reused);
+    assert_eq!(again.shipper.adopt(step("checkpoint").point()).await.expect("adopts"), Adopt::NeedsBase);
+    again.shipper.ship_base(1).await.expect("ships");
+    assert_restores(&mart, &step("checkpoint")).await;
 }
 
 #[tokio::test]
