@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use engine::wire::{Point, Role, header};
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, TE, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use http_body_util::{BodyExt, Full, Limited};
 use replica::Position;
@@ -91,6 +91,8 @@ impl Ask {
             Role::Writer => "writer",
             Role::Admin => "admin",
         };
+        // Else HTTP/1.1 leaves trailers out.
+        headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(header::ROLE, HeaderValue::from_static(role));
         headers.insert(header::QUERY_ID, text(&self.id));
         headers.insert(header::PRINCIPAL, text(&self.principal));
@@ -174,10 +176,16 @@ pub async fn query(mart: &OpenMart, ask: &Ask, wait: Duration) -> Result<Respons
         }
     }
     moment.describe(answer.headers_mut(), landed);
-    *answer.body_mut() = match head.headers.get(http::header::TRAILER) {
-        Some(_) => held::hold(body, mart.watcher(), live, ask.durability, wait),
-        None => Body::new(body),
-    };
+    if !head.headers.contains_key(TRAILER) {
+        *answer.body_mut() = Body::new(body);
+        return Ok(answer);
+    }
+    // Where it belongs is known at its end.
+    for name in [POSITION, DURABLE] {
+        answer.headers_mut().remove(&name);
+        answer.headers_mut().append(TRAILER, HeaderValue::from_str(name.as_str()).expect("a header's name is ASCII"));
+    }
+    *answer.body_mut() = held::hold(body, mart.watcher(), live, ask.durability, wait);
     Ok(answer)
 }
 

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::seaweed::SeaweedFs;
-use crate::server::{Answer, DEV, TestServer};
+use crate::server::{Answer, DEV, TOKEN, TestServer};
 
 /// A way to the S3 server that can be cut.
 struct Wire {
@@ -120,4 +121,34 @@ async fn an_idempotency_key_runs_once_even_across_the_loss_of_the_machine() {
     server.start_again().await;
     assert_eq!(server.send(insert(&server)).await.body, first.body);
     assert_eq!(*server.query("SELECT count(*) FROM t").await.rows(), json!([[1]]));
+}
+
+/// A view may hide a `nextval`: then reading it writes, and only the end of the stream knows the position.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_turns_out_to_write_ends_only_when_that_is_durable() {
+    let mut server = TestServer::start().await;
+    server
+        .query("CREATE SEQUENCE s; CREATE VIEW v AS SELECT nextval('s') AS n, i FROM range(300000) r(i)")
+        .await
+        .rows();
+    let body = json!({"sql": "SELECT n, 'some more bytes ' || i FROM v"}).to_string();
+    let head = format!(
+        "POST /v1/tenants/default/marts/dev/query HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\nte: trailers\r\n\
+         connection: close\r\naccept: text/csv\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(server.address()).await.expect("it listens");
+    stream.write_all(head.as_bytes()).await.expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("text");
+    server.kill_node().await;
+    let (head, rest) = answer.split_once("\r\n\r\n").expect("a head");
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("tarn-position"), "{head}");
+    let trailers = rest.rsplit_once("\r\n0\r\n").expect("a last chunk").1;
+    assert!(trailers.contains("tarn-durable: object") && trailers.contains("tarn-position: "), "{trailers}");
+
+    server.wipe_state();
+    server.start_again().await;
+    let next = server.query("SELECT nextval('s')").await;
+    assert!(next.rows()[0][0].as_u64() > Some(300_000), "numbers were given out twice: {next:?}");
 }
