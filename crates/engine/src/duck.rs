@@ -10,7 +10,10 @@ mod result;
 use std::{
     ffi::{CStr, CString, c_char},
     ptr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 pub use error::{DuckError, ErrorKind};
@@ -71,7 +74,7 @@ impl Database {
         if unsafe { ffi::duckdb_connect(self.0.0, &mut raw) } != ffi::DuckDBSuccess {
             return Err(DuckError::new("Connection Error: no connection"));
         }
-        Ok(Connection(Arc::new(RawConnection { raw, _database: self.clone() })))
+        Ok(Connection(Arc::new(RawConnection { raw, abandoned: AtomicBool::new(false), _database: self.clone() })))
     }
 }
 
@@ -86,6 +89,8 @@ pub struct Connection(Arc<RawConnection>);
 
 struct RawConnection {
     raw: ffi::duckdb_connection,
+    /// A result was dropped before its end; DuckDB keeps its transaction until the next statement.
+    abandoned: AtomicBool,
     _database: Database,
 }
 
@@ -105,6 +110,11 @@ impl Connection {
     /// The raw handle, for calls that this layer has no word for. Valid as long as `self`.
     pub fn raw(&self) -> ffi::duckdb_connection {
         self.0.raw
+    }
+
+    /// Was a result dropped before its end since this was asked last? Then its transaction is open until another statement runs.
+    pub fn take_abandoned(&self) -> bool {
+        self.0.abandoned.swap(false, Ordering::Relaxed)
     }
 
     /// A handle that interrupts this connection from any thread.

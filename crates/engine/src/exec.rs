@@ -118,6 +118,11 @@ impl Engine {
         })
     }
 
+    /// May a statement that reads by its text write all the same (a `nextval` hides in the catalog)?
+    pub fn reads_may_write(&self) -> bool {
+        self.hidden.possible()
+    }
+
     /// Runs `request` on this thread and answers it; returns when its last byte is handed over. True if the engine has to end.
     pub fn run(&self, query: &Query, session: &mut Session, request: Request, reply: Reply) -> bool {
         let mut reply = Some(reply);

@@ -66,8 +66,8 @@ impl Server {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },
-                code = ended.wait_for(Option::is_some) => {
-                    return Ok(code.ok().and_then(|code| *code).unwrap_or(exit::OK));
+                code = async { ended.wait_for(Option::is_some).await.ok().and_then(|code| *code) } => {
+                    return Ok(code.unwrap_or(exit::OK));
                 }
             }
         }

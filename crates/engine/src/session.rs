@@ -38,7 +38,7 @@ impl Session {
     /// Makes ready for the next request.
     pub fn reset(&mut self) {
         let Some(kept) = &mut self.kept else { return };
-        if kept.in_transaction && kept.rollback().is_err() || kept.used_up {
+        if kept.in_transaction && kept.rollback().is_err() || kept.used_up || kept.settle().is_err() {
             self.kept = None;
         }
     }
@@ -57,6 +57,15 @@ impl Kept {
     /// Is a transaction open?
     pub fn in_transaction(&self) -> bool {
         self.in_transaction
+    }
+
+    /// Ends the transaction of a stream that was dropped before its end: it would stand in the way of every checkpoint.
+    fn settle(&mut self) -> Result<(), DuckError> {
+        if self.connection.take_abandoned() {
+            self.begin.run()?;
+            self.rollback.run()?;
+        }
+        Ok(())
     }
 
     /// BEGIN.

@@ -1,6 +1,10 @@
-//! Results and chunks. A streaming result is a running query: it holds its transaction until it is drained or dropped.
+//! Results and chunks. A streaming result is a running query: it holds its transaction until it is drained, or dropped and followed
+//! by another statement on its connection.
 
-use std::{ffi::CStr, sync::Arc};
+use std::{
+    ffi::CStr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use libduckdb_sys as ffi;
 
@@ -20,7 +24,8 @@ pub enum ResultKind {
 /// The rows of a statement, fetched chunk by chunk.
 pub struct ResultSet {
     raw: ffi::duckdb_result,
-    _connection: Arc<RawConnection>,
+    ended: bool,
+    connection: Arc<RawConnection>,
 }
 
 // SAFETY: used by one thread at a time, together with its connection.
@@ -30,6 +35,9 @@ impl Drop for ResultSet {
     fn drop(&mut self) {
         // SAFETY: destroyed once.
         unsafe { ffi::duckdb_destroy_result(&mut self.raw) };
+        if !self.ended {
+            self.connection.abandoned.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -39,8 +47,10 @@ impl ResultSet {
     /// # Safety
     /// `raw` was filled by an execute call on `connection` that returned `state`.
     pub(super) unsafe fn adopt(raw: ffi::duckdb_result, state: ffi::duckdb_state, connection: Arc<RawConnection>) -> Result<Self, DuckError> {
-        let mut result = Self { raw, _connection: connection };
+        let mut result = Self { raw, ended: true, connection };
         if state == ffi::DuckDBSuccess {
+            // SAFETY: the result is valid; the call copies a plain struct.
+            result.ended = !unsafe { ffi::duckdb_result_is_streaming(raw) };
             return Ok(result);
         }
         Err(result.error().unwrap_or_else(|| DuckError::new("INTERNAL Error: DuckDB gave no message")))
@@ -67,6 +77,7 @@ impl ResultSet {
             // SAFETY: the result is valid; a null chunk is an end or an error.
             let raw = unsafe { ffi::duckdb_fetch_chunk(self.raw) };
             if raw.is_null() {
+                self.ended = true;
                 return match self.error() {
                     Some(error) => Err(error),
                     None => Ok(None),

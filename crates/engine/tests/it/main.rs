@@ -1,4 +1,7 @@
 //! Claims about one engine with a real DuckDB, from the commit's position to the socket.
 
 mod commits;
+mod process;
+mod queries;
 mod support;
+mod streams;

@@ -1,14 +1,26 @@
 //! A mart in a directory of its own, and what tests ask of it.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use bytes::Bytes;
 use engine::{
     commit::CommitError,
     config::EngineConfig,
     duck::Connection,
+    exec::Engine,
     open::Mart,
-    wire::CommitPoint,
+    server::Server,
+    wire::{CommitPoint, Point},
 };
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
 
 /// A configuration in a fresh directory, which lives as long as this.
 pub struct Home {
@@ -65,4 +77,97 @@ pub fn commit(mart: &Mart, connection: &Connection, sql: &str) -> Option<CommitP
 /// The one text that a query gives.
 pub fn one(connection: &Connection, sql: &str) -> String {
     connection.column(sql).expect("runs").pop().expect("has a row")
+}
+
+/// A served engine in this process, and a client of it.
+pub struct Served {
+    pub home: Home,
+    pub server: Arc<Server>,
+    socket: PathBuf,
+}
+
+/// A response that came whole.
+#[derive(Debug)]
+pub struct Got {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub trailers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Served {
+    pub async fn start() -> Self {
+        Self::over(Home::new()).await
+    }
+
+    pub async fn over(home: Home) -> Self {
+        let config = home.config();
+        let engine = Engine::open(&config).expect("opens");
+        let queries = engine.queries.clone();
+        std::thread::spawn(move || queries.watch(Duration::from_secs(60), || panic!("a query is deaf")));
+        let server = Server::new(engine, config.max_queries);
+        let socket = home.dir.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).expect("binds");
+        tokio::spawn(server.clone().serve(listener));
+        Self { home, server, socket }
+    }
+
+    /// A writer's query.
+    pub async fn query(&self, sql: &str) -> Got {
+        self.ask(json!({ "sql": sql }), &[]).await
+    }
+
+    /// A writer's query that must succeed, as JSON.
+    pub async fn rows(&self, sql: &str) -> Value {
+        let got = self.query(sql).await;
+        assert_eq!(got.status, 200, "{sql}: {got:?}");
+        got.json()["rows"].clone()
+    }
+
+    /// A query with a body and headers of one's own.
+    pub async fn ask(&self, body: Value, headers: &[(&str, &str)]) -> Got {
+        self.send("POST", "/query", body.to_string().into(), headers).await
+    }
+
+    pub async fn send(&self, method: &str, path: &str, body: Bytes, headers: &[(&str, &str)]) -> Got {
+        let response = self.begin(method, path, body, headers).await;
+        let (parts, body) = response.into_parts();
+        let collected = body.collect().await.expect("comes whole");
+        let trailers = collected.trailers().cloned().unwrap_or_default();
+        Got { status: parts.status.as_u16(), headers: parts.headers, trailers, body: collected.to_bytes() }
+    }
+
+    /// Sends a request on a connection of its own and waits for the head only.
+    pub async fn begin(&self, method: &str, path: &str, body: Bytes, headers: &[(&str, &str)]) -> Response<Incoming> {
+        begin(&self.socket, method, path, body, headers).await
+    }
+}
+
+pub async fn begin(socket: &Path, method: &str, path: &str, body: Bytes, headers: &[(&str, &str)]) -> Response<Incoming> {
+    let stream = tokio::net::UnixStream::connect(socket).await.expect("connects");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("shakes hands");
+    tokio::spawn(connection);
+    let mut request = Request::builder().method(method).uri(path).header("host", "engine").header("te", "trailers");
+    if !headers.iter().any(|(name, _)| *name == "tarn-role") {
+        request = request.header("tarn-role", "writer");
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    sender.send_request(request.body(Full::new(body)).expect("a request")).await.expect("answers")
+}
+
+impl Got {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().expect("text"))
+    }
+
+    /// The position of the request's commit.
+    pub fn commit(&self) -> Point {
+        self.header("tarn-commit").unwrap_or_else(|| panic!("no commit: {self:?}")).parse().expect("a position")
+    }
 }

@@ -1,0 +1,151 @@
+//! The engine as a process: how it starts, how it ends, and what it leaves.
+
+use std::{
+    io::Write,
+    os::{fd::AsRawFd, unix::net::{UnixListener, UnixStream}},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use engine::wire::exit;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use crate::support::{Home, begin};
+
+/// An engine in a process of its own.
+struct Process {
+    child: Child,
+    socket: PathBuf,
+    life: Option<UnixStream>,
+}
+
+impl Process {
+    fn start(home: &Home, memory_limit_bytes: u64) -> Self {
+        let socket = home.dir.path().join("socket");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).expect("binds");
+        let (life, theirs) = UnixStream::pair().expect("a pair");
+        let mut config = home.config();
+        config.memory_limit_bytes = memory_limit_bytes;
+        (config.listen_fd, config.life_fd, config.deaf_ms) = (listener.as_raw_fd(), theirs.as_raw_fd(), 2_000);
+        for fd in [rustix::fd::AsFd::as_fd(&listener), rustix::fd::AsFd::as_fd(&theirs)] {
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).expect("inheritable");
+        }
+        let mut child = Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "process::this_test_is_an_engine_when_asked_to_be", "--nocapture"])
+            .env("ENGINE_TEST_PROCESS", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("starts");
+        let config = serde_json::to_vec(&config).expect("has a JSON form");
+        child.stdin.take().expect("piped").write_all(&config).expect("reads its configuration");
+        Self { child, socket, life: Some(life) }
+    }
+
+    async fn query(&self, sql: &str) -> Value {
+        let response = begin(&self.socket, "POST", "/query", json!({ "sql": sql }).to_string().into(), &[]).await;
+        serde_json::from_slice(&response.into_body().collect().await.expect("comes whole").to_bytes()).expect("JSON")
+    }
+
+    fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.child.try_wait().expect("can be asked") {
+                Some(status) => return status,
+                None => assert!(Instant::now() < deadline, "the process still runs"),
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("says");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn this_test_is_an_engine_when_asked_to_be() {
+    if std::env::var_os("ENGINE_TEST_PROCESS").is_some() {
+        let _ = engine::process::main(std::iter::empty());
+        std::process::exit(exit::OPEN);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_ends_when_its_node_is_gone_and_its_commits_stay() {
+    let home = Home::new();
+    let mut process = Process::start(&home, 512 << 20);
+    process.query("create table t as select 42 a").await;
+    process.life.take();
+    assert_eq!(process.wait(Duration::from_secs(5)).code(), Some(exit::ORPHAN));
+    let process = Process::start(&home, 512 << 20);
+    assert_eq!(process.query("from t").await["rows"], json!([[42]]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_stops_work_and_does_not_checkpoint() {
+    let home = Home::new();
+    let mut process = Process::start(&home, 512 << 20);
+    process.query("create table t as select 42 a").await;
+    let size = std::fs::metadata(home.wal()).expect("a log").len();
+    let endless = process.query("select count(*) from range(1000000000) a, range(1000000000) b where a.range + b.range < 0");
+    let shutdown = async {
+        // The endless query has begun when the engine says so.
+        loop {
+            let health = begin(&process.socket, "GET", "/health", Default::default(), &[]).await.into_body().collect().await.expect("whole");
+            let health: Value = serde_json::from_slice(&health.to_bytes()).expect("JSON");
+            if health["queries"] == 1 {
+                break;
+            }
+        }
+        begin(&process.socket, "POST", "/shutdown", r#"{"grace_ms": 50}"#.into(), &[]).await
+    };
+    let (stopped, answer) = tokio::join!(endless, shutdown);
+    assert_eq!((stopped["code"].clone(), stopped["retryable"].clone()), (json!("unavailable"), json!(true)));
+    assert_eq!(answer.status(), 200);
+    assert_eq!(process.wait(Duration::from_secs(5)).code(), Some(exit::OK));
+    assert_eq!(std::fs::metadata(home.wal()).expect("the log stays").len(), size);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_none_is_refused_with_a_reason() {
+    let home = Home::new();
+    std::fs::write(home.db(), b"this is no database, whatever its name says".repeat(1000)).expect("writes");
+    let mut process = Process::start(&home, 512 << 20);
+    assert_eq!(process.wait(Duration::from_secs(10)).code(), Some(exit::OPEN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gigabyte_to_a_slow_client_needs_little_memory() {
+    const LIMIT: u64 = 256 << 20;
+    let home = Home::new();
+    let process = Process::start(&home, LIMIT);
+    let sql = json!({"sql": "select i, repeat('abcdefgh', 125) s from range(1000000) t(i)"}).to_string();
+    for accept in ["application/vnd.apache.arrow.stream", "application/json"] {
+        let response = begin(&process.socket, "POST", "/query", sql.clone().into(), &[("accept", accept)]).await;
+        let mut body = response.into_body();
+        let (mut bytes, mut most) = (0u64, 0);
+        let mut looked = 0;
+        while let Some(frame) = body.frame().await {
+            bytes += frame.expect("is whole").into_data().map_or(0, |data| data.len() as u64);
+            if bytes > looked {
+                looked = bytes + (4 << 20);
+                most = most.max(process.resident_bytes());
+            }
+        }
+        assert!(bytes > 1_000_000_000, "{accept}: {bytes}");
+        assert!(most < LIMIT + (300 << 20), "{accept}: {} MB", most >> 20);
+    }
+}
