@@ -39,6 +39,7 @@ class Server:
         self.token = uuid.uuid4().hex + uuid.uuid4().hex
         self.environment = dict(environment)
         self.arguments = list(arguments) or ["--store", f"file:{self.objects}"]
+        self.listen = "127.0.0.1:0"
         self.weed = None
         self.process = None
         self.address = None
@@ -46,7 +47,7 @@ class Server:
     def start(self):
         self.state.mkdir(parents=True, exist_ok=True)
         (self.state / "address").unlink(missing_ok=True)
-        command = [binary(), "serve", "--listen", "127.0.0.1:0", "--state-dir", self.state, *self.arguments]
+        command = [binary(), "serve", "--listen", self.listen, "--state-dir", self.state, *self.arguments]
         # A clean environment: the machine's own TARN_* and DUCKDB_* must not decide a test.
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ}
         with open(self.root / "server.log", "ab") as log:
