@@ -59,6 +59,20 @@ async fn a_role_is_assumed_and_its_temporary_credentials_work() {
 }
 
 #[tokio::test]
+async fn s3_does_all_that_the_replica_asks_of_a_store_with_keys_and_with_a_role() {
+    let server = SeaweedFs::start(&[name("sm-a-analytics")]).await;
+    let with_role = S3Config { role_arn: Some(ROLE_ARN.into()), ..server.config() };
+    let open = |config| stores(config).bucket(&name("sm-a-analytics")).expect("opens");
+    let (by_keys, by_role) = (open(server.config()), open(with_role));
+    let (retrying, once) = (Path::from("retrying"), Path::from("once"));
+    let checked = tokio::join!(
+        replica::store::conformance::check(&by_keys.data, &retrying),
+        replica::store::conformance::check(&by_role.log, &once),
+    );
+    assert_eq!(checked, (Ok(()), Ok(())));
+}
+
+#[tokio::test]
 async fn s3_lists_like_a_directory_page_by_page_and_skips_what_is_hidden() {
     let server = SeaweedFs::start(&[name("sm-a-raw")]).await;
     let bucket = stores(server.config()).bucket(&name("sm-a-raw")).expect("opens");
