@@ -23,7 +23,11 @@ async fn main() {
 }
 
 async fn run(mart: &MartReplica, opened: &mut Option<Opened>, words: &[&str]) -> replica::Result<String> {
-    let point = || CommitPoint { iteration: words[1].parse().expect("a number"), wal_end: words[2].parse().expect("a number"), time_us: 1 };
+    let point = || CommitPoint {
+        iteration: words[1].parse().expect("a number"),
+        wal_end: words[2].parse().expect("a number"),
+        time_us: 1,
+    };
     match (words[0], opened.as_mut()) {
         ("create", _) => mart.create("hand").await.map(|()| "ok".into()),
         ("drop", _) => mart.drop_mart().await.map(|()| "ok".into()),
@@ -36,7 +40,9 @@ async fn run(mart: &MartReplica, opened: &mut Option<Opened>, words: &[&str]) ->
         ("adopt", Some(open)) => open.shipper.adopt(point()).await.map(|adopt| format!("ok {adopt:?}")),
         ("ship", Some(open)) => open.shipper.ship(&[point()]).await.map(|position| format!("ok {position}")),
         ("begin", Some(open)) => open.shipper.begin_checkpoint().await.map(|()| "ok".into()),
-        ("base", Some(open)) => open.shipper.ship_base(words[1].parse().expect("a number")).await.map(|position| format!("ok {position}")),
+        ("base", Some(open)) => {
+            open.shipper.ship_base(words[1].parse().expect("a number")).await.map(|position| format!("ok {position}"))
+        }
         ("rebase", Some(open)) => open.shipper.rebase("hand").await.map(|()| format!("ok {}", open.shipper.durable())),
         _ => Ok("error unknown".into()),
     }

@@ -122,7 +122,8 @@ impl Image {
         // The list is longer than the chain: count, ids, multi-use blocks, metadata blocks. Only the ids are read.
         while data.len() < wanted {
             let (holder, piece) = (pointer & (NONE >> 8), pointer >> 56);
-            if pointer == NONE || holder >= self.block_count || piece >= METADATA_PER_BLOCK || !holders.insert(pointer) {
+            if pointer == NONE || holder >= self.block_count || piece >= METADATA_PER_BLOCK || !holders.insert(pointer)
+            {
                 return None;
             }
             if loaded != Some(holder) {

@@ -65,7 +65,9 @@ impl Layout {
     /// Key of a manifest or pack by the name a record gives it; `None` unless it is such a name.
     pub fn named(&self, name: &str) -> Option<Path> {
         let (folder, file) = name.split_once('/')?;
-        let sane = matches!(folder, "manifest" | "pack") && !file.is_empty() && file.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let sane = matches!(folder, "manifest" | "pack")
+            && !file.is_empty()
+            && file.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         sane.then(|| self.root.clone().join(folder).join(file))
     }
 }

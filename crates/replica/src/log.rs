@@ -190,7 +190,9 @@ impl Log {
             Chunk::Single(slot) => Ok(vec![self.must_get(slot).await?]),
             Chunk::Segment(number, slots) => match self.load_segment(number, slots.clone()).await? {
                 Some(records) => Ok(records),
-                None => stream::iter(slots).map(|slot| self.must_get(slot)).buffered(PARALLEL_READS).try_collect().await,
+                None => {
+                    stream::iter(slots).map(|slot| self.must_get(slot)).buffered(PARALLEL_READS).try_collect().await
+                }
             },
         }
     }
@@ -215,7 +217,9 @@ impl Log {
 
     async fn must_get(&self, slot: u64) -> Result<Record> {
         let key = self.layout.slot(slot);
-        self.get(slot).await?.ok_or_else(|| Error::corrupt(key.as_ref(), "a later record exists but this one is missing"))
+        self.get(slot)
+            .await?
+            .ok_or_else(|| Error::corrupt(key.as_ref(), "a later record exists but this one is missing"))
     }
 
     fn check(&self, slot: u64, bytes: &Bytes) -> Result<Record> {
@@ -312,7 +316,11 @@ mod tests {
         let mut head = Head { slot: 0, hash: Hash::ZERO, epoch: 0, base_slot: 0, time_us: 0, tip: None };
         for _ in 0..records {
             let kind = Kind::Fence { node: "test".into(), from: None };
-            let (header, bytes) = Draft { epoch: head.epoch + 1, base_slot: 0, tip: None, kind, time_us: 0 }.encode(incarnation, &head, &[]);
+            let (header, bytes) = Draft { epoch: head.epoch + 1, base_slot: 0, tip: None, kind, time_us: 0 }.encode(
+                incarnation,
+                &head,
+                &[],
+            );
             assert!(matches!(log.create(header.slot, &bytes).await, Ok(Put::Won)));
             log.roll_segment(header.slot).await;
             head = Head { slot: header.slot, hash: Hash::of(&bytes), epoch: header.epoch, ..head };

@@ -66,7 +66,9 @@ impl Manifest {
         }
         let header = payload.slice(..HEADER_BYTES);
         let image = Image::parse_headers(header.clone())?;
-        if (image.iteration, image.block_bytes, image.block_count) != (head.iteration, head.block_bytes, head.block_count) {
+        if (image.iteration, image.block_bytes, image.block_count)
+            != (head.iteration, head.block_bytes, head.block_count)
+        {
             return Err(Error::corrupt(object, "the file's header says otherwise"));
         }
         let blocks = pack::decode_table(object, &payload[HEADER_BYTES..])?;

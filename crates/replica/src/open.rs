@@ -80,7 +80,11 @@ impl MartReplica {
     pub async fn create(&self, node: &str) -> Result<()> {
         let head = Head { slot: 0, hash: crate::hash::Hash::ZERO, epoch: 0, base_slot: 0, time_us: 0, tip: None };
         let kind = Kind::Fence { node: node.to_owned(), from: None };
-        let (_, bytes) = Draft { epoch: 1, base_slot: 0, tip: None, kind, time_us: now_us() }.encode(self.log.incarnation, &head, &[]);
+        let (_, bytes) = Draft { epoch: 1, base_slot: 0, tip: None, kind, time_us: now_us() }.encode(
+            self.log.incarnation,
+            &head,
+            &[],
+        );
         match self.log.create(1, &bytes).await? {
             Put::Won => Ok(()),
             // The incarnation is in the key: only an earlier call of this can have made it.
@@ -97,7 +101,13 @@ impl MartReplica {
                 return Ok(());
             }
             let head = Head::of(&record);
-            let draft = Draft { epoch: head.epoch + 1, base_slot: head.base_slot, tip: head.tip, kind: Kind::Drop {}, time_us: now_us() };
+            let draft = Draft {
+                epoch: head.epoch + 1,
+                base_slot: head.base_slot,
+                tip: head.tip,
+                kind: Kind::Drop {},
+                time_us: now_us(),
+            };
             let (header, bytes) = draft.encode(self.log.incarnation, &head, &[]);
             if matches!(self.log.create(header.slot, &bytes).await?, Put::Won) {
                 return Ok(());
@@ -150,7 +160,8 @@ impl MartReplica {
 
     fn fence(&self, head: &Head, node: &str, prefix: Option<crate::hash::Hash>) -> (crate::record::Header, Bytes) {
         let tip = head.tip.zip(prefix).map(|(tip, wal_prefix)| Tip { wal_bytes: tip.durable, wal_prefix, ..tip });
-        let from = tip.map(|tip| crate::Position { epoch: head.epoch, iteration: tip.iteration, wal_bytes: tip.durable });
+        let from =
+            tip.map(|tip| crate::Position { epoch: head.epoch, iteration: tip.iteration, wal_bytes: tip.durable });
         let kind = Kind::Fence { node: node.to_owned(), from };
         let draft = Draft { epoch: head.epoch + 1, base_slot: head.base_slot, tip, kind, time_us: now_us() };
         draft.encode(self.log.incarnation, head, &[])
@@ -191,7 +202,8 @@ impl MartReplica {
         }
         let head = Head::of(record);
         let ours = |local: &Local| local.incarnation == self.log.incarnation && local.epoch == head.epoch;
-        let found = mart_dirs(root)?.into_iter().find_map(|dir| Local::read(&dir).filter(ours).map(|local| (dir, local)));
+        let found =
+            mart_dirs(root)?.into_iter().find_map(|dir| Local::read(&dir).filter(ours).map(|local| (dir, local)));
         let Some((dir, local)) = found else { return Ok(None) };
         let plan = self.plan(record, false).await?;
         let Some(source) = Source::load(&self.log, &plan).await? else {
@@ -210,7 +222,10 @@ impl MartReplica {
     }
 
     async fn head(&self) -> Result<Record> {
-        self.log.find_head().await?.ok_or_else(|| Error::NotFound(format!("log of incarnation {}", self.log.incarnation)))
+        self.log
+            .find_head()
+            .await?
+            .ok_or_else(|| Error::NotFound(format!("log of incarnation {}", self.log.incarnation)))
     }
 
     /// Folds the records from the newest base to `head`.
@@ -262,7 +277,10 @@ impl Source {
 
 /// Whether local files continue the log; if so, what of their WAL was shipped.
 fn proven(dir: &Path, local: &Local, (head, tip): (Head, Tip), image: Uuid) -> Result<Option<Shipped>> {
-    let on_disk = match fs::File::open(dir.join(DB_FILE)).map_err(Error::io("opening")).and_then(|file| Image::read_headers(&file)) {
+    let on_disk = match fs::File::open(dir.join(DB_FILE))
+        .map_err(Error::io("opening"))
+        .and_then(|file| Image::read_headers(&file))
+    {
         Ok(on_disk) => on_disk,
         Err(error) => {
             tracing::warn!(%error, "local database not readable");

@@ -54,7 +54,13 @@ impl PackBuilder {
         let stored = compressed.as_deref().unwrap_or(block);
         let offset = u32::try_from(self.bytes.len()).expect("a pack is closed at 8 MiB");
         self.bytes.extend_from_slice(stored);
-        BlockRef { pack: Arc::clone(&self.name), offset, length: u32::try_from(stored.len()).expect("a block is at most 1 MiB"), raw, hash }
+        BlockRef {
+            pack: Arc::clone(&self.name),
+            offset,
+            length: u32::try_from(stored.len()).expect("a block is at most 1 MiB"),
+            raw,
+            hash,
+        }
     }
 
     /// True when it should be uploaded.
@@ -75,12 +81,17 @@ impl PackBuilder {
 
 /// Unpacks and verifies one stored block.
 pub fn unpack(reference: &BlockRef, stored: &[u8], block_bytes: u64) -> Result<Vec<u8>> {
-    let corrupt = |reason: String| Error::corrupt(reference.pack.as_ref(), format!("block at {}: {reason}", reference.offset));
+    let corrupt =
+        |reason: String| Error::corrupt(reference.pack.as_ref(), format!("block at {}: {reason}", reference.offset));
     if stored.len() != reference.length as usize {
         return Err(corrupt(format!("{} bytes where {} were stored", stored.len(), reference.length)));
     }
     let size = usize::try_from(block_bytes).map_err(|_| corrupt("block size".into()))?;
-    let block = if reference.raw { stored.to_vec() } else { zstd::bulk::decompress(stored, size).map_err(|error| corrupt(error.to_string()))? };
+    let block = if reference.raw {
+        stored.to_vec()
+    } else {
+        zstd::bulk::decompress(stored, size).map_err(|error| corrupt(error.to_string()))?
+    };
     if block.len() != size || Hash::of(&block) != reference.hash {
         return Err(corrupt("content does not match its hash".into()));
     }
@@ -141,7 +152,16 @@ pub fn decode_table(object: &str, compressed: &[u8]) -> Result<BlockMap> {
         let (offset, length) = (rest.get_u32_le(), rest.get_u32_le());
         let mut hash = [0; 32];
         rest.copy_to_slice(&mut hash);
-        blocks.insert(block, BlockRef { pack: Arc::clone(pack), offset, length: length & !RAW, raw: length & RAW != 0, hash: Hash(hash) });
+        blocks.insert(
+            block,
+            BlockRef {
+                pack: Arc::clone(pack),
+                offset,
+                length: length & !RAW,
+                raw: length & RAW != 0,
+                hash: Hash(hash),
+            },
+        );
     }
     Ok(blocks)
 }
@@ -169,7 +189,13 @@ mod tests {
 
     #[test]
     fn a_table_comes_back_and_a_cut_one_is_corrupt() {
-        let reference = |n: u32| BlockRef { pack: format!("pack/{}", n % 2).into(), offset: n, length: n + 1, raw: n == 3, hash: Hash::of(&[n as u8]) };
+        let reference = |n: u32| BlockRef {
+            pack: format!("pack/{}", n % 2).into(),
+            offset: n,
+            length: n + 1,
+            raw: n == 3,
+            hash: Hash::of(&[n as u8]),
+        };
         let blocks: BlockMap = (0..5).map(|n| (u64::from(n) * 3, reference(n))).collect();
         let table = encode_table(blocks.iter().map(|(block, reference)| (*block, reference)));
         assert_eq!(decode_table("x", &table).expect("whole"), blocks);

@@ -125,7 +125,8 @@ impl Plan {
             return if self.lives.is_empty() { Ok(()) } else { Err(corrupt("a fence from nowhere after a base")) };
         };
         self.lives.retain(|life| life.slot <= header.base_slot);
-        let life = self.lives.last_mut().filter(|life| life.slot == header.base_slot && life.iteration == from.iteration);
+        let life =
+            self.lives.last_mut().filter(|life| life.slot == header.base_slot && life.iteration == from.iteration);
         let life = life.ok_or_else(|| corrupt("a fence from a base that is not there"))?;
         life.parts.retain(|part| part.from < from.wal_bytes);
         if let Some(part) = life.parts.last_mut() {
@@ -136,10 +137,13 @@ impl Plan {
     }
 
     fn commits(&mut self, record: &Record) -> Result<()> {
-        let Kind::Commits { iteration, wal_from, wal_to, ends, table_bytes } = &record.header.kind else { return Ok(()) };
+        let Kind::Commits { iteration, wal_from, wal_to, ends, table_bytes } = &record.header.kind else {
+            return Ok(());
+        };
         let object = format!("log record {}", record.header.slot);
         let corrupt = |reason: &str| Error::corrupt(object.as_str(), reason);
-        let life = self.lives.last_mut().filter(|life| life.iteration == *iteration && life.slot == record.header.base_slot);
+        let life =
+            self.lives.last_mut().filter(|life| life.iteration == *iteration && life.slot == record.header.base_slot);
         let life = life.ok_or_else(|| corrupt("commits without their base"))?;
         if life.parts.last().map_or(0, |part| part.to) != *wal_from || wal_to <= wal_from {
             return Err(corrupt("its WAL part does not continue the previous one"));
@@ -149,7 +153,15 @@ impl Plan {
         let blocks = if table == 0 { BlockMap::new() } else { pack::decode_table(&object, &record.payload[..table])? };
         let wal = if self.keep_wal { record.payload.slice(table..) } else { Bytes::new() };
         let (from, to) = (*wal_from, *wal_to);
-        life.parts.push(Part { slot: record.header.slot, from, to, stored_bytes: to - from, ends: ends.clone(), blocks, wal });
+        life.parts.push(Part {
+            slot: record.header.slot,
+            from,
+            to,
+            stored_bytes: to - from,
+            ends: ends.clone(),
+            blocks,
+            wal,
+        });
         Ok(())
     }
 
@@ -160,7 +172,11 @@ impl Plan {
             (life.slot, life.iteration, life.parts.last().map_or(0, |part| part.to), ends.map_or(0, |(end, _)| *end))
         });
         let said = header.tip.map(|tip| (header.base_slot, tip.iteration, tip.wal_bytes, tip.durable));
-        if found == said { Ok(()) } else { Err(Error::corrupt(format!("log record {}", header.slot), "its tip is not where the log is")) }
+        if found == said {
+            Ok(())
+        } else {
+            Err(Error::corrupt(format!("log record {}", header.slot), "its tip is not where the log is"))
+        }
     }
 }
 

@@ -34,7 +34,9 @@ impl FromStr for Position {
 
     fn from_str(text: &str) -> Result<Self, BadPosition> {
         let mut parts = text.split('.').map(number);
-        let (Some(epoch), Some(iteration), Some(wal_bytes), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(epoch), Some(iteration), Some(wal_bytes), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return Err(BadPosition);
         };
         Ok(Self { epoch: epoch?, iteration: iteration?, wal_bytes: wal_bytes? })
@@ -84,7 +86,9 @@ mod tests {
 
     #[test]
     fn only_one_spelling_is_accepted() {
-        for text in ["", "1", "1.2", "1.2.3.4", "1.2.", "+1.2.3", "01.2.3", "1. 2.3", "1.2.18446744073709551616", "-1.2.3"] {
+        for text in
+            ["", "1", "1.2", "1.2.3.4", "1.2.", "+1.2.3", "01.2.3", "1. 2.3", "1.2.18446744073709551616", "-1.2.3"]
+        {
             assert_eq!(text.parse::<Position>(), Err(BadPosition), "{text}");
         }
     }

@@ -165,7 +165,10 @@ pub fn decode<H: DeserializeOwned>(magic: &[u8; 8], object: &str, bytes: &Bytes)
     let json = body.get(12..12 + length).ok_or_else(|| corrupt("header longer than the object".into()))?;
     let versioned: Versioned = serde_json::from_slice(json).map_err(|error| corrupt(format!("header: {error}")))?;
     if versioned.version != VERSION {
-        return Err(corrupt(format!("format version {} is not known to this program (it knows {VERSION}); a newer one may read it", versioned.version)));
+        return Err(corrupt(format!(
+            "format version {} is not known to this program (it knows {VERSION}); a newer one may read it",
+            versioned.version
+        )));
     }
     let header = serde_json::from_slice(json).map_err(|error| corrupt(format!("header: {error}")))?;
     Ok((header, body.slice(12 + length..)))

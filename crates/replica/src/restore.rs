@@ -75,7 +75,10 @@ pub(crate) fn wal_prefix(life: &Life, tip: Tip) -> Result<Hash> {
         hasher.update(&bytes[cut..]);
     }
     if Hash::from(hasher.finalize()) != tip.wal_prefix {
-        return Err(Error::corrupt(format!("log records from {}", life.slot), "their WAL bytes are not what was shipped"));
+        return Err(Error::corrupt(
+            format!("log records from {}", life.slot),
+            "their WAL bytes are not what was shipped",
+        ));
     }
     Ok(prefix)
 }
@@ -134,7 +137,11 @@ fn reads(blocks: &BlockMap) -> Vec<Read> {
     for (block, reference) in sorted {
         let range = u64::from(reference.offset)..u64::from(reference.offset) + u64::from(reference.length);
         match reads.last_mut() {
-            Some(last) if last.pack == reference.pack && range.start <= last.range.end + MERGE_GAP_BYTES && range.end - last.range.start <= MAX_READ_BYTES => {
+            Some(last)
+                if last.pack == reference.pack
+                    && range.start <= last.range.end + MERGE_GAP_BYTES
+                    && range.end - last.range.start <= MAX_READ_BYTES =>
+            {
                 last.range.end = last.range.end.max(range.end);
                 last.blocks.push((block, reference));
             }
@@ -153,7 +160,11 @@ async fn fetch(log: &Log, read: Read, file: Arc<File>, block_bytes: u64) -> Resu
             // A range past the end is an error of its own in every store; the size tells it from a store in trouble.
             let size = log.stores.data.head(&key).await.map(|meta| meta.size);
             let cut_short = size.is_ok_and(|size| size < read.range.end);
-            return Err(if cut_short { Error::corrupt(key.as_ref(), "cut short") } else { Error::required(&key, error) });
+            return Err(if cut_short {
+                Error::corrupt(key.as_ref(), "cut short")
+            } else {
+                Error::required(&key, error)
+            });
         }
     };
     if bytes.len() as u64 != read.range.end - read.range.start {
@@ -161,9 +172,11 @@ async fn fetch(log: &Log, read: Read, file: Arc<File>, block_bytes: u64) -> Resu
     }
     blocking(move || {
         for (block, reference) in &read.blocks {
-            let start = usize::try_from(u64::from(reference.offset) - read.range.start).map_err(|_| Error::Misuse("a read is at most 8 MiB".into()))?;
+            let start = usize::try_from(u64::from(reference.offset) - read.range.start)
+                .map_err(|_| Error::Misuse("a read is at most 8 MiB".into()))?;
             let content = pack::unpack(reference, &bytes[start..start + reference.length as usize], block_bytes)?;
-            file.write_all_at(&content, HEADER_BYTES as u64 + block * block_bytes).map_err(Error::io("writing a restored block"))?;
+            file.write_all_at(&content, HEADER_BYTES as u64 + block * block_bytes)
+                .map_err(Error::io("writing a restored block"))?;
         }
         Ok(())
     })
@@ -186,7 +199,12 @@ fn write_wal(path: &Path, life: &Life, tip: Tip) -> Result<Shipped> {
     if tip.durable == 0 {
         return hash_prefix(path, 0, 0)?.ok_or_else(|| Error::Misuse("nothing is always there".into()));
     }
-    let mut file = File::options().read(true).write(true).create_new(true).open(path).map_err(Error::io("creating the restored WAL"))?;
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .map_err(Error::io("creating the restored WAL"))?;
     for part in &life.parts {
         let bytes = part_bytes(part)?;
         let keep = usize::try_from(tip.durable.clamp(part.from, part.to) - part.from).unwrap_or(bytes.len());
@@ -194,12 +212,16 @@ fn write_wal(path: &Path, life: &Life, tip: Tip) -> Result<Shipped> {
     }
     file.sync_all().map_err(Error::io("syncing the restored WAL"))?;
     let end = wal::last_flush(&file, tip.durable).map_err(|error| Error::corrupt(WAL_FILE, error.to_string()))?;
-    let shipped = hash_prefix(path, tip.durable, tip.durable)?.filter(|shipped| Hash::from(shipped.hasher.finalize()) == tip.wal_prefix);
+    let shipped = hash_prefix(path, tip.durable, tip.durable)?
+        .filter(|shipped| Hash::from(shipped.hasher.finalize()) == tip.wal_prefix);
     match shipped {
         Some(shipped) if end == tip.durable => Ok(shipped),
         _ => {
             let _ = fs::remove_file(path);
-            Err(Error::corrupt(format!("log records from {}", life.slot), "their WAL does not end in a commit as shipped"))
+            Err(Error::corrupt(
+                format!("log records from {}", life.slot),
+                "their WAL does not end in a commit as shipped",
+            ))
         }
     }
 }

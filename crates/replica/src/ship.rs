@@ -143,7 +143,17 @@ enum Effect {
 impl Shipper {
     pub(crate) fn new(log: Log, dir: PathBuf, head: Head, base: BaseState, shipped: Shipped) -> Self {
         let needs_base = head.tip.is_none();
-        Self { log, dir, head, needs_base, base_anew: needs_base, base, shipped, pending: None, rolling: JoinSet::new() }
+        Self {
+            log,
+            dir,
+            head,
+            needs_base,
+            base_anew: needs_base,
+            base,
+            shipped,
+            pending: None,
+            rolling: JoinSet::new(),
+        }
     }
 
     /// The last commit that is in the object store. Before the first base: iteration 0, no bytes.
@@ -188,7 +198,10 @@ impl Shipper {
         };
         if on_disk == tip.iteration {
             if engine.wal_end < tip.durable {
-                return Err(Error::Diverged(format!("the engine has {} of {} durable WAL bytes", engine.wal_end, tip.durable)));
+                return Err(Error::Diverged(format!(
+                    "the engine has {} of {} durable WAL bytes",
+                    engine.wal_end, tip.durable
+                )));
             }
             let path = self.dir.join(WAL_FILE);
             let prefix = blocking(move || hash_prefix(&path, tip.wal_bytes, tip.durable)).await?;
@@ -228,7 +241,10 @@ impl Shipper {
     }
 
     fn may_checkpoint(&self) -> Result<Tip> {
-        self.head.tip.filter(|_| !self.needs_base).ok_or_else(|| Error::Misuse("a base must be shipped before the next checkpoint".into()))
+        self.head
+            .tip
+            .filter(|_| !self.needs_base)
+            .ok_or_else(|| Error::Misuse("a base must be shipped before the next checkpoint".into()))
     }
 
     async fn write_intent(&self, tip: Tip) -> Result<()> {
@@ -257,7 +273,8 @@ impl Shipper {
         let epoch = self.head.epoch + 1;
         let kind = Kind::Fence { node: node.to_owned(), from: tip.map(|_| durable) };
         (self.needs_base, self.base_anew) = (true, true);
-        self.append(Draft { epoch, base_slot: self.head.base_slot, tip, kind, time_us: now_us() }, &[], Effect::Fence).await?;
+        self.append(Draft { epoch, base_slot: self.head.base_slot, tip, kind, time_us: now_us() }, &[], Effect::Fence)
+            .await?;
         let local = Local { incarnation: self.log.incarnation, epoch, image: Uuid::new_v4(), intent: None };
         let dir = self.dir.clone();
         blocking(move || local.write(&dir)).await
@@ -332,7 +349,8 @@ impl Shipper {
 impl BaseState {
     /// Blocks that may have changed since the base, in a file with `file_blocks` of them.
     fn candidates(&self, file_blocks: u64) -> Vec<u64> {
-        let may_change = |block: &u64| !self.free_list_known || !self.live.contains(block) || self.suspects.contains_key(block);
+        let may_change =
+            |block: &u64| !self.free_list_known || !self.live.contains(block) || self.suspects.contains_key(block);
         (0..file_blocks).filter(may_change).collect()
     }
 

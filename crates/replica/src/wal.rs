@@ -24,7 +24,8 @@ const TYPE_VERSION: u64 = 98;
 const TYPE_CHECKPOINT: u64 = 99;
 const TYPE_FLUSH: u64 = 100;
 /// Frames known to carry all they mean; anything not listed is treated like pointers into the file.
-const SELF_CONTAINED: [u64; 24] = [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24, 25, 26, 27, 28, TYPE_CHECKPOINT, TYPE_FLUSH];
+const SELF_CONTAINED: [u64; 24] =
+    [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24, 25, 26, 27, 28, TYPE_CHECKPOINT, TYPE_FLUSH];
 
 /// Why a WAL cannot be read further.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +135,8 @@ impl Cursor<'_> {
         }
         let mut identifier = [0; 16];
         for byte in &mut identifier {
-            *byte = u8::try_from(self.varint()?).map_err(|_| HeaderFault::Bad(self.at as u64, "identifier byte out of range"))?;
+            *byte = u8::try_from(self.varint()?)
+                .map_err(|_| HeaderFault::Bad(self.at as u64, "identifier byte out of range"))?;
         }
         Ok(identifier)
     }

@@ -40,8 +40,15 @@ impl Shipper {
         let manifest = self.manifest(&image, &live, &found)?;
         let state = self.next_state(&image, live, found, &manifest);
         let (name, hash) = self.put_manifest(&manifest).await?;
-        let kind = Kind::Base { iteration, manifest: name, manifest_hash: hash, file_bytes: manifest.file_bytes(), image: id };
-        let draft = Draft { epoch: self.head.epoch, base_slot: self.head.slot + 1, tip: Some(Tip::at_base(iteration)), kind, time_us: now_us() };
+        let kind =
+            Kind::Base { iteration, manifest: name, manifest_hash: hash, file_bytes: manifest.file_bytes(), image: id };
+        let draft = Draft {
+            epoch: self.head.epoch,
+            base_slot: self.head.slot + 1,
+            tip: Some(Tip::at_base(iteration)),
+            kind,
+            time_us: now_us(),
+        };
         let again = blocking(move || Image::read_headers(&file)).await?;
         if again.header != image.header {
             return Err(Error::Diverged("a checkpoint ran while the base was read".into()));
@@ -57,14 +64,17 @@ impl Shipper {
             return Ok(local.image);
         }
         let intent = local.intent.filter(|intent| intent.covers(self.head.slot, self.head.hash));
-        intent.map(|intent| intent.image).ok_or_else(|| Error::Diverged("a checkpoint ran that was not begun here".into()))
+        intent
+            .map(|intent| intent.image)
+            .ok_or_else(|| Error::Diverged("a checkpoint ran that was not begun here".into()))
     }
 
     async fn upload_live(&self, file: &Arc<File>, image: &Image) -> Result<Found> {
         let same_size = self.base.block_bytes == image.block_bytes;
         let known = if same_size { Arc::clone(&self.base.blocks) } else { Arc::default() };
         let contents = known.values().filter(|_| same_size).map(|reference| (reference.hash, reference.clone()));
-        let by_hash: HashMap<_, _> = contents.chain(self.base.stale.iter().map(|(hash, reference)| (*hash, reference.clone()))).collect();
+        let by_hash: HashMap<_, _> =
+            contents.chain(self.base.stale.iter().map(|(hash, reference)| (*hash, reference.clone()))).collect();
         let scan = Scan {
             file: Arc::clone(file),
             block_bytes: image.block_bytes,
@@ -101,7 +111,11 @@ impl Shipper {
         // and still being read. The two can't be told apart, so both stay under watch.
         let could_change = |block: &u64| !self.base.live.contains(block) || self.base.suspects.contains_key(block);
         let first = self.head.tip.is_none();
-        let suspects = if first { HashMap::new() } else { found.stamps.into_iter().filter(|(block, _)| could_change(block)).collect() };
+        let suspects = if first {
+            HashMap::new()
+        } else {
+            found.stamps.into_iter().filter(|(block, _)| could_change(block)).collect()
+        };
         let freed = self.base.blocks.iter().filter(|(block, _)| !manifest.blocks.contains_key(block));
         let mut stale = HashMap::clone(&self.base.stale);
         stale.extend(freed.map(|(_, reference)| (reference.hash, reference.clone())));

@@ -61,7 +61,11 @@ pub(crate) struct Found {
 impl Scan {
     /// Reads, compares, packs, uploads.
     pub(crate) async fn run(self, log: &Log) -> Result<Found> {
-        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(4).min(self.blocks.len().div_ceil(16)).max(1);
+        let workers = std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(4)
+            .min(self.blocks.len().div_ceil(16))
+            .max(1);
         let (packs, mut full) = mpsc::channel::<(Arc<str>, Bytes)>(1);
         let scan = Arc::new((self, AtomicUsize::new(0)));
         let mut tasks: Vec<_> = (0..workers)

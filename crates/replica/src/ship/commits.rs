@@ -38,7 +38,8 @@ impl Shipper {
         if let Some(ahead) = commits.iter().find(|commit| commit.iteration > tip.iteration) {
             return Err(Error::Misuse(format!("commit of iteration {} before its base", ahead.iteration)));
         }
-        let mut due: Vec<CommitPoint> = commits.iter().filter(|c| c.iteration == tip.iteration && c.wal_end > tip.durable).copied().collect();
+        let mut due: Vec<CommitPoint> =
+            commits.iter().filter(|c| c.iteration == tip.iteration && c.wal_end > tip.durable).copied().collect();
         due.sort_unstable();
         if due.is_empty() {
             return Ok(self.durable());
@@ -87,10 +88,20 @@ impl Shipper {
         Ok(())
     }
 
-    async fn append_part(&mut self, range: Range<u64>, ends: Vec<(u64, i64)>, part: ReadPart, extra: Extra) -> Result<()> {
+    async fn append_part(
+        &mut self,
+        range: Range<u64>,
+        ends: Vec<(u64, i64)>,
+        part: ReadPart,
+        extra: Extra,
+    ) -> Result<()> {
         let Some(tip) = self.head.tip else { return Err(Error::Misuse("a base must be shipped first".into())) };
         let blocks = &extra.blocks;
-        let mut payload = if blocks.is_empty() { Vec::new() } else { pack::encode_table(blocks.iter().map(|(id, reference)| (*id, reference))) };
+        let mut payload = if blocks.is_empty() {
+            Vec::new()
+        } else {
+            pack::encode_table(blocks.iter().map(|(id, reference)| (*id, reference)))
+        };
         let table_bytes = payload.len() as u64;
         payload.extend_from_slice(&part.compressed);
         let tip = Tip {
@@ -105,7 +116,13 @@ impl Shipper {
             least = least.max(time);
             (end, least)
         });
-        let kind = Kind::Commits { iteration: tip.iteration, wal_from: range.start, wal_to: range.end, ends: ends.collect(), table_bytes };
+        let kind = Kind::Commits {
+            iteration: tip.iteration,
+            wal_from: range.start,
+            wal_to: range.end,
+            ends: ends.collect(),
+            table_bytes,
+        };
         let draft = Draft { epoch: self.head.epoch, base_slot: self.head.base_slot, tip: Some(tip), kind, time_us };
         self.append(draft, &payload, Effect::Commits { extra, shipped: Box::new(part.shipped) }).await
     }
@@ -161,7 +178,9 @@ fn first_frame(wal: &File, iteration: u64) -> Result<u64> {
     let header = wal::read_header(wal).map_err(|error| Error::Diverged(error.to_string()))?;
     let header = header.ok_or_else(|| Error::Diverged("the WAL has no header".into()))?;
     match header.iteration {
-        Some(other) if other != iteration => Err(Error::Diverged(format!("the WAL belongs to iteration {other}, not {iteration}"))),
+        Some(other) if other != iteration => {
+            Err(Error::Diverged(format!("the WAL belongs to iteration {other}, not {iteration}")))
+        }
         _ => Ok(header.bytes),
     }
 }
@@ -173,7 +192,8 @@ struct ReadPart {
 
 /// Reads a part once: hashes it, compresses it, remembers its last commit's tail.
 fn read_part(wal: &File, range: Range<u64>, last_end: Option<u64>, mut shipped: Shipped) -> Result<ReadPart> {
-    let length = usize::try_from(range.end - range.start).map_err(|_| Error::Misuse("a part is at most 16 MiB".into()))?;
+    let length =
+        usize::try_from(range.end - range.start).map_err(|_| Error::Misuse("a part is at most 16 MiB".into()))?;
     let mut bytes = vec![0; length];
     wal.read_exact_at(&mut bytes, range.start).map_err(Error::io("reading the WAL"))?;
     let split = last_end.map_or(0, |end| usize::try_from(end - range.start).unwrap_or(length).min(length));
@@ -190,7 +210,8 @@ fn read_part(wal: &File, range: Range<u64>, last_end: Option<u64>, mut shipped: 
 /// The last bytes before `end`.
 pub(super) fn read_tail(wal: &File, end: u64) -> Result<Bytes> {
     let start = end.saturating_sub(TAIL_BYTES);
-    let mut bytes = vec![0; usize::try_from(end - start).map_err(|_| Error::Misuse("a tail is at most 4096 bytes".into()))?];
+    let mut bytes =
+        vec![0; usize::try_from(end - start).map_err(|_| Error::Misuse("a tail is at most 4096 bytes".into()))?];
     wal.read_exact_at(&mut bytes, start).map_err(Error::io("reading the WAL"))?;
     Ok(bytes.into())
 }

@@ -68,7 +68,8 @@ async fn one_of_many_creates_wins(store: &Arc<dyn ObjectStore>, prefix: &Key) ->
         let key = key(prefix, &format!("race/{round}"));
         let attempts = (0..8).map(|writer| create(store, &key, pattern(1000 + writer)));
         let outcomes = join_all(attempts).await;
-        let winners: Vec<usize> = outcomes.iter().enumerate().filter(|(_, outcome)| outcome.is_ok()).map(|(writer, _)| writer).collect();
+        let winners: Vec<usize> =
+            outcomes.iter().enumerate().filter(|(_, outcome)| outcome.is_ok()).map(|(writer, _)| writer).collect();
         let [winner] = winners[..] else { return Err(Failure { check: CLAIM, found: format!("winners {winners:?}") }) };
         same(CLAIM, &pattern(1000 + winner), &ok(CLAIM, read(store, &key).await)?)?;
     }
@@ -138,7 +139,8 @@ async fn etags_tell_contents_apart(store: &Arc<dyn ObjectStore>, prefix: &Key) -
 async fn odd_keys_come_back_as_they_are(store: &Arc<dyn ObjectStore>, prefix: &Key) -> Outcome {
     const CLAIM: &str = "odd keys are stored and listed as they are";
     let names = ["a b", "a+b", "100%", "%41", "k=v/x", "größe", "a&b?c#d", "~t", "a'b\"c"];
-    let keys: BTreeSet<Key> = names.iter().map(|name| Key::parse(format!("{prefix}/odd/{name}")).expect("a legal key")).collect();
+    let keys: BTreeSet<Key> =
+        names.iter().map(|name| Key::parse(format!("{prefix}/odd/{name}")).expect("a legal key")).collect();
     for odd in &keys {
         ok(CLAIM, store.put(odd, pattern(5).into()).await)?;
         same(CLAIM, &pattern(5), &ok(CLAIM, read(store, odd).await)?)?;
@@ -151,7 +153,8 @@ async fn lists_are_complete(store: &Arc<dyn ObjectStore>, prefix: &Key) -> Outco
     const CLAIM: &str = "a list has every object once, by whole parts of the prefix";
     let wanted: BTreeSet<Key> = (0..1050).map(|n| key(prefix, &format!("list/{:02}/{n:04}", n % 3))).collect();
     let decoy = key(prefix, "list2/x");
-    let puts = wanted.iter().chain([&decoy]).cloned().map(|key| async move { store.put(&key, pattern(1).into()).await });
+    let puts =
+        wanted.iter().chain([&decoy]).cloned().map(|key| async move { store.put(&key, pattern(1).into()).await });
     ok(CLAIM, stream::iter(puts).buffer_unordered(16).try_collect::<Vec<_>>().await)?;
     let root = key(prefix, "list");
     same(CLAIM, &wanted, &ok(CLAIM, listed(store, &root).await)?)?;
@@ -160,7 +163,8 @@ async fn lists_are_complete(store: &Arc<dyn ObjectStore>, prefix: &Key) -> Outco
     same(CLAIM, &(0..3).map(|n| key(prefix, &format!("list/{n:02}"))).collect(), &folders)?;
     same(CLAIM, &0, &level.objects.len())?;
     let offset = key(prefix, "list/01/0500");
-    let after: BTreeSet<Key> = ok(CLAIM, store.list_with_offset(Some(&root), &offset).map_ok(|meta| meta.location).try_collect().await)?;
+    let after: BTreeSet<Key> =
+        ok(CLAIM, store.list_with_offset(Some(&root), &offset).map_ok(|meta| meta.location).try_collect().await)?;
     same(CLAIM, &wanted.iter().filter(|key| **key > offset).cloned().collect(), &after)?;
     clean(store, prefix).await
 }

@@ -11,8 +11,8 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions,
-    PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
 /// Kinds of calls.
@@ -105,7 +105,9 @@ impl FaultyStore {
     async fn before(fault: Option<Fault>, key: &Key) -> Result<()> {
         match fault {
             Some(Fault::Unavailable) => Err(unavailable()),
-            Some(Fault::Refused | Fault::Conflict) => Err(Error::AlreadyExists { path: key.to_string(), source: "injected".into() }),
+            Some(Fault::Refused | Fault::Conflict) => {
+                Err(Error::AlreadyExists { path: key.to_string(), source: "injected".into() })
+            }
             Some(Fault::Missing) => Err(Error::NotFound { path: key.to_string(), source: "injected".into() }),
             Some(Fault::Slow(time)) => {
                 tokio::time::sleep(time).await;

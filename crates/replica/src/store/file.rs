@@ -26,8 +26,8 @@ use chrono::DateTime;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
 use object_store::{
-    Attributes, CopyMode, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    Attributes, CopyMode, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use rustix::fs::{AtFlags, Mode, OFlags};
 
@@ -68,7 +68,10 @@ impl FileStore {
         let root = Root::open(dir)?;
         let kind = rustix::fs::fstatfs(&root.dir)?.f_type;
         if u64::try_from(kind).is_ok_and(|kind| kind == REMOTE_FUSE) {
-            return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "the store's directory is on a FUSE file system, which does not promise atomic links; use a local file system"));
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::Unsupported,
+                "the store's directory is on a FUSE file system, which does not promise atomic links; use a local file system",
+            ));
         }
         root.probe_links()?;
         root.sweep_temporary()?;

@@ -107,7 +107,9 @@ async fn a_torn_upload_is_uploaded_again() {
 async fn a_torn_log_record_is_corrupt_and_never_believed() {
     let (mart, opened) = lived_until("small").await;
     drop(opened);
-    let faulty = FaultyStore::new(Arc::clone(&mart.store), |call| (call.op == Op::Put && call.key.as_ref().contains("/log/")).then_some(Fault::Torn));
+    let faulty = FaultyStore::new(Arc::clone(&mart.store), |call| {
+        (call.op == Op::Put && call.key.as_ref().contains("/log/")).then_some(Fault::Torn)
+    });
     let through = mart.through(Arc::new(faulty));
     assert!(matches!(through.open().await, Err(Error::Corrupt { object, .. }) if object.contains("/log/")));
 }
@@ -174,7 +176,9 @@ async fn restore_with(fault: Fault) {
     let (mut failed, mut at) = (0, 0);
     loop {
         let (mart, _) = lived_until(&last.name).await;
-        let store = FaultyStore::new(Arc::clone(&mart.store), move |call| (call.index == at && call.op != Op::Put).then_some(fault));
+        let store = FaultyStore::new(Arc::clone(&mart.store), move |call| {
+            (call.index == at && call.op != Op::Put).then_some(fault)
+        });
         let through = mart.through(Arc::new(store.clone()) as Arc<dyn ObjectStore>);
         match through.open().await {
             Ok(opened) => assert_files(&opened.dir, &last),

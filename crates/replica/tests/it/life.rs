@@ -37,7 +37,10 @@ impl Step {
     }
 
     pub fn points(&self) -> Vec<CommitPoint> {
-        self.ends.iter().map(|end| CommitPoint { iteration: self.iteration, wal_end: *end, time_us: *end as i64 }).collect()
+        self.ends
+            .iter()
+            .map(|end| CommitPoint { iteration: self.iteration, wal_end: *end, time_us: *end as i64 })
+            .collect()
     }
 
     /// Writes the files as DuckDB had left them.

@@ -1,7 +1,7 @@
 //! What was shipped comes back; what may not be shipped is not.
 
-use object_store::{ObjectStore, ObjectStoreExt};
 use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt};
 use replica::store::{Fault, FaultyStore, Op};
 use replica::{Adopt, CommitPoint, Error};
 
@@ -83,7 +83,11 @@ async fn a_commit_that_was_cut_away_after_it_was_shipped_diverges_and_a_rebase_h
 
     let before = opened.shipper.durable();
     opened.shipper.rebase("here").await.expect("fences");
-    assert_eq!(opened.shipper.durable().wal_bytes, before.wal_bytes, "what was durable stays durable until the new base");
+    assert_eq!(
+        opened.shipper.durable().wal_bytes,
+        before.wal_bytes,
+        "what was durable stays durable until the new base"
+    );
     assert!(matches!(opened.shipper.ship(&small.points()[..2]).await, Err(Error::Misuse(_))));
     opened.shipper.ship_base(0).await.expect("ships");
     let position = opened.shipper.ship(&small.points()[..2]).await.expect("ships");
@@ -129,7 +133,8 @@ async fn a_checkpoint_that_did_nothing_needs_no_base() {
 #[tokio::test]
 async fn the_blocks_of_a_bulk_commit_are_needed_and_their_loss_is_named() {
     let (mart, _) = lived_until("bulk").await;
-    let packs: Vec<_> = mart.store.list(Some(&mart.key("pack"))).map_ok(|meta| meta.location).try_collect().await.expect("lists");
+    let packs: Vec<_> =
+        mart.store.list(Some(&mart.key("pack"))).map_ok(|meta| meta.location).try_collect().await.expect("lists");
     assert!(!packs.is_empty(), "the WAL alone does not hold a bulk commit");
     for pack in &packs {
         mart.store.delete(pack).await.expect("deletes");
@@ -158,7 +163,8 @@ async fn only_changed_blocks_are_uploaded() {
 #[tokio::test]
 async fn what_free_blocks_still_hold_is_named_again_but_not_uploaded_again() {
     let (mart, mut opened) = lived_until("checkpoint-3").await;
-    let packs = |mart: &Mart| mart.store.list(Some(&mart.key("pack"))).map_ok(|meta| meta.location).try_collect::<Vec<_>>();
+    let packs =
+        |mart: &Mart| mart.store.list(Some(&mart.key("pack"))).map_ok(|meta| meta.location).try_collect::<Vec<_>>();
     let before = packs(&mart).await.expect("lists");
     // As if the bulk commit had written to the freed blocks exactly what they held: a nightly reload does.
     let (base, bulk) = (step("checkpoint-3"), step("bulk-into-free-blocks"));

@@ -37,25 +37,49 @@ async fn a_store_that_overwrites_on_create_does_not_conform() {
     }
     #[async_trait::async_trait]
     impl ObjectStore for Careless {
-        async fn put_opts(&self, key: &Key, body: object_store::PutPayload, _: PutOptions) -> object_store::Result<object_store::PutResult> {
+        async fn put_opts(
+            &self,
+            key: &Key,
+            body: object_store::PutPayload,
+            _: PutOptions,
+        ) -> object_store::Result<object_store::PutResult> {
             self.0.put(key, body).await
         }
-        async fn put_multipart_opts(&self, key: &Key, options: object_store::PutMultipartOptions) -> object_store::Result<Box<dyn object_store::MultipartUpload>> {
+        async fn put_multipart_opts(
+            &self,
+            key: &Key,
+            options: object_store::PutMultipartOptions,
+        ) -> object_store::Result<Box<dyn object_store::MultipartUpload>> {
             self.0.put_multipart_opts(key, options).await
         }
-        async fn get_opts(&self, key: &Key, options: object_store::GetOptions) -> object_store::Result<object_store::GetResult> {
+        async fn get_opts(
+            &self,
+            key: &Key,
+            options: object_store::GetOptions,
+        ) -> object_store::Result<object_store::GetResult> {
             self.0.get_opts(key, options).await
         }
-        fn delete_stream(&self, keys: futures::stream::BoxStream<'static, object_store::Result<Key>>) -> futures::stream::BoxStream<'static, object_store::Result<Key>> {
+        fn delete_stream(
+            &self,
+            keys: futures::stream::BoxStream<'static, object_store::Result<Key>>,
+        ) -> futures::stream::BoxStream<'static, object_store::Result<Key>> {
             self.0.delete_stream(keys)
         }
-        fn list(&self, prefix: Option<&Key>) -> futures::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>> {
+        fn list(
+            &self,
+            prefix: Option<&Key>,
+        ) -> futures::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>> {
             self.0.list(prefix)
         }
         async fn list_with_delimiter(&self, prefix: Option<&Key>) -> object_store::Result<object_store::ListResult> {
             self.0.list_with_delimiter(prefix).await
         }
-        async fn copy_opts(&self, from: &Key, to: &Key, options: object_store::CopyOptions) -> object_store::Result<()> {
+        async fn copy_opts(
+            &self,
+            from: &Key,
+            to: &Key,
+            options: object_store::CopyOptions,
+        ) -> object_store::Result<()> {
             self.0.copy_opts(from, to, options).await
         }
     }
@@ -100,7 +124,10 @@ async fn among_eight_processes_every_slot_has_one_winner() {
         let pid = racer.id();
         let output = racer.wait_with_output().expect("ends");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let won = text.lines().find_map(|line| line.split_once("won: ").map(|(_, rest)| rest)).unwrap_or_else(|| panic!("{text}"));
+        let won = text
+            .lines()
+            .find_map(|line| line.split_once("won: ").map(|(_, rest)| rest))
+            .unwrap_or_else(|| panic!("{text}"));
         for round in won.split_whitespace() {
             winners[round.parse::<usize>().expect("a number")].push(pid);
         }
@@ -108,7 +135,8 @@ async fn among_eight_processes_every_slot_has_one_winner() {
     let store = file_store(dir.path());
     for (round, winners) in winners.iter().enumerate() {
         let [winner] = winners[..] else { panic!("round {round}: {winners:?}") };
-        let body = store.get(&Key::from(format!("log/{round:020}"))).await.expect("there").bytes().await.expect("reads");
+        let body =
+            store.get(&Key::from(format!("log/{round:020}"))).await.expect("there").bytes().await.expect("reads");
         assert!(body.starts_with(format!("{winner} ").as_bytes()), "round {round} holds another's bytes");
         assert_eq!(body.len(), format!("{winner} ").len() + 10_000, "whole");
     }

@@ -58,8 +58,14 @@ impl Root {
 
     /// Proves that `link(2)` works and refuses an existing name.
     pub fn probe_links(&self) -> std::io::Result<()> {
-        let (first, second) = (format!("probe-{}", Uuid::new_v4().simple()), format!("probe-{}", Uuid::new_v4().simple()));
-        let file = openat(&self.temporary, first.as_str(), OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC, FILE_MODE)?;
+        let (first, second) =
+            (format!("probe-{}", Uuid::new_v4().simple()), format!("probe-{}", Uuid::new_v4().simple()));
+        let file = openat(
+            &self.temporary,
+            first.as_str(),
+            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC,
+            FILE_MODE,
+        )?;
         drop(file);
         let linked = linkat(&self.temporary, first.as_str(), &self.temporary, second.as_str(), NO_FLAGS);
         let again = linkat(&self.temporary, first.as_str(), &self.temporary, second.as_str(), NO_FLAGS);
@@ -68,7 +74,10 @@ impl Root {
         if linked.is_ok() && again == Err(Errno::EXIST) {
             return Ok(());
         }
-        Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "the store's file system has no hard links; use a local file system such as ext4 or xfs"))
+        Err(std::io::Error::new(
+            std::io::ErrorKind::Unsupported,
+            "the store's file system has no hard links; use a local file system such as ext4 or xfs",
+        ))
     }
 
     /// Removes temporary files whose writer is gone (a writer holds a lock on its own, soon after it made it) and uploads in parts
@@ -135,7 +144,11 @@ impl Root {
                     return Ok(PutResult { e_tag: meta.e_tag, version: None });
                 }
                 Err(Errno::NOENT) if raced < RACES => raced += 1,
-                Err(Errno::ISDIR | Errno::NOTEMPTY) => return Err(generic(format!("`{key}` is a prefix of other objects; in a directory it cannot be an object too"))),
+                Err(Errno::ISDIR | Errno::NOTEMPTY) => {
+                    return Err(generic(format!(
+                        "`{key}` is a prefix of other objects; in a directory it cannot be an object too"
+                    )));
+                }
                 Err(error) => return Err(key_error(key, error)),
             }
         }
@@ -201,7 +214,10 @@ impl Root {
         let mut names = key
             .as_ref()
             .split('/')
-            .map(|component| names::encode(component).ok_or_else(|| generic(format!("`{key}` has a part that is too long for a file name"))))
+            .map(|component| {
+                names::encode(component)
+                    .ok_or_else(|| generic(format!("`{key}` has a part that is too long for a file name")))
+            })
             .collect::<Result<Vec<_>>>()?;
         let last = names.pop().ok_or_else(|| generic("the empty key is no object"))?;
         let mut dir = self.dir.try_clone().map_err(generic)?;
@@ -214,10 +230,13 @@ impl Root {
                         Err(Errno::EXIST) => {}
                         Err(error) => return Err(key_error(key, error)),
                     }
-                    openat(&dir, name.as_str(), DIR_FLAGS, rustix::fs::Mode::empty()).map_err(|error| key_error(key, error))?
+                    openat(&dir, name.as_str(), DIR_FLAGS, rustix::fs::Mode::empty())
+                        .map_err(|error| key_error(key, error))?
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) if make => {
-                    return Err(generic(format!("a part of `{key}` is an object; in a directory it cannot be a prefix too")));
+                    return Err(generic(format!(
+                        "a part of `{key}` is an object; in a directory it cannot be a prefix too"
+                    )));
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) => return Err(key_error(key, Errno::NOENT)),
                 Err(error) => return Err(key_error(key, error)),

@@ -98,7 +98,8 @@ fn entries(dir: &OwnedFd, prefix: &Key) -> Result<Vec<Entry>> {
 /// The same as for an open object.
 #[allow(clippy::unnecessary_cast, reason = "the fields' widths differ between architectures")]
 fn meta(location: Key, stat: &rustix::fs::Stat) -> ObjectMeta {
-    let (ino, size, seconds, nanos) = (stat.st_ino as u64, stat.st_size as u64, stat.st_mtime as i64, stat.st_mtime_nsec as i64);
+    let (ino, size, seconds, nanos) =
+        (stat.st_ino as u64, stat.st_size as u64, stat.st_mtime as i64, stat.st_mtime_nsec as i64);
     let e_tag = format!("\"{ino:x}-{seconds:x}-{nanos:x}-{size:x}\"");
     let last_modified = DateTime::from_timestamp(seconds, u32::try_from(nanos).unwrap_or(0)).unwrap_or_default();
     ObjectMeta { location, last_modified, size, e_tag: Some(e_tag), version: None }

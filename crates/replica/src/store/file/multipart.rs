@@ -57,7 +57,10 @@ impl MultipartStore for FileStore {
             let mut files = Vec::new();
             for part in &parts {
                 let plain = part.content_id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-                let mut file = File::open(folder.join(&part.content_id)).ok().filter(|_| plain).ok_or_else(|| unknown_upload(&id))?;
+                let mut file = File::open(folder.join(&part.content_id))
+                    .ok()
+                    .filter(|_| plain)
+                    .ok_or_else(|| unknown_upload(&id))?;
                 file.rewind().map_err(generic)?;
                 files.push(file);
             }
@@ -132,7 +135,8 @@ impl MultipartUpload for Upload {
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        let parts: Option<Vec<PartId>> = self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).drain(..).collect();
+        let parts: Option<Vec<PartId>> =
+            self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).drain(..).collect();
         let parts = parts.ok_or_else(|| generic("a part was not uploaded"))?;
         self.store.complete_multipart(&self.key, &self.id, parts).await
     }

@@ -64,7 +64,9 @@ mod tests {
 
     #[test]
     fn dots_ours_and_escapes_are_escaped() {
-        for (component, name) in [("..", "%2E."), (".", "%2E"), (".tarn-tmp", "%2Etarn-tmp"), ("%41", "%2541"), ("a\nb", "a%0Ab")] {
+        for (component, name) in
+            [("..", "%2E."), (".", "%2E"), (".tarn-tmp", "%2Etarn-tmp"), ("%41", "%2541"), ("a\nb", "a%0Ab")]
+        {
             assert_eq!(encode(component).as_deref(), Some(name));
         }
     }
