@@ -32,8 +32,8 @@ use crate::supervisor::SocketDir;
 
 /// Answers under way have this long to end at a shutdown.
 const DRAIN: Duration = Duration::from_secs(20);
-/// A client has this long to send a request's head.
-const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+/// A client has this long to send the head of its next request; an idle connection is closed after it.
+const HEAD_DEADLINE: Duration = Duration::from_secs(120);
 const ADDRESS_FILE: &str = "address";
 
 /// A node that serves.

@@ -2,6 +2,7 @@
 
 mod admin;
 mod bad_input;
+mod checkpoints;
 mod cli;
 mod durability;
 mod gateway;
