@@ -77,7 +77,8 @@ mod tests {
         let piece = pool.freeze(buffer);
         let other = piece.clone();
         drop(piece);
-        assert_ne!(pool.take(100_000).as_ptr(), address);
+        let meanwhile = pool.take(100_000);
+        assert_ne!(meanwhile.as_ptr(), address);
         drop(other);
         let again = pool.take(50_000);
         assert_eq!((again.as_ptr(), again.len()), (address, 0));

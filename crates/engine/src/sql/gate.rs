@@ -12,6 +12,7 @@
 mod corpus;
 mod names;
 mod paths;
+mod tables;
 
 use super::{Kind, SqlError, Statement, Words, lexer::TokenKind};
 use crate::wire::Role;
@@ -93,8 +94,9 @@ fn check_statement(script: &str, statement: &Statement<'_>, role: Role) -> Resul
     let words = Words { sql: script, tokens: &statement.tokens };
     check_nesting(words)?;
     check_kind(words, &statement.kind, role)?;
-    names::check(words, &statement.kind)?;
-    paths::check(words)
+    let tables = tables::positions(words);
+    names::check(words, &statement.kind, &tables)?;
+    paths::check(words, &tables)
 }
 
 fn check_nesting(words: Words<'_>) -> Result<(), Refused> {
@@ -200,6 +202,10 @@ mod tests {
             "select extract(year from '2020-01-01'::date), substring('a?' from '?'), 1 is distinct from '?' from t",
             "select \"a/b\", '../%' from t where \"a/b\" like '/%' order by \"a/b\"",
             "summarize 's3://b/x.parquet'",
+            "select a, histogram(b) from t group by a",
+            "select trim(from '/x'), position('a' in '/x')",
+            "from \"s3://b/x.parquet\"",
+            "from \"my schema\".\"a b\" x",
             "begin; insert into t values (1); commit",
             "select current_setting('TimeZone')",
             "select * from duckdb_tables() where schema_name = 'main'",

@@ -5,16 +5,18 @@
 //! nobody's business.
 
 use super::{OWN_SCHEMA, Refused};
-use crate::sql::{Kind, Words, lexer::TokenKind};
+use crate::sql::{Kind, Words};
 
 /// Called or selected from: never.
-const DENIED: [&str; 71] = [
+const DENIED: [&str; 77] = [
     // run text as SQL, or plan it (planning reads files)
     "query",
     "query_table",
+    "histogram_values",
     "json_execute_serialized_sql",
     "json_serialize_plan",
     "sql_auto_complete",
+    "check_peg_parser",
     "from_substrait",
     "from_substrait_json",
     "get_substrait",
@@ -63,6 +65,10 @@ const DENIED: [&str; 71] = [
     "set_config",
     "pg_read_file",
     // the server owns checkpoints and maintenance
+    "copy_database",
+    "import_database",
+    "all_profiling_output",
+    "add_parquet_key",
     "checkpoint",
     "force_checkpoint",
     "wal_checkpoint",
@@ -129,7 +135,7 @@ const READABLE_SETTINGS: [&str; 8] = [
 ];
 
 /// Refuses the first denied name in `words`.
-pub(super) fn check(words: Words<'_>, kind: &Kind) -> Result<(), Refused> {
+pub(super) fn check(words: Words<'_>, kind: &Kind, tables: &[bool]) -> Result<(), Refused> {
     let changes = !kind.is_read();
     for (at, token) in words.tokens.iter().enumerate() {
         let Some(name) = token.name(words.sql) else { continue };
@@ -156,8 +162,11 @@ pub(super) fn check(words: Words<'_>, kind: &Kind) -> Result<(), Refused> {
         }
         let introspection = (name.starts_with("duckdb_") || name.starts_with("pragma_"))
             && !ALLOWED_INTROSPECTION.contains(&name.as_str());
-        let switch = called && (name.starts_with("enable_") || name.starts_with("disable_"));
-        if switch || (called || is_table(words, at)) && (introspection || is_denied(&name, called)) {
+        let switch = called && ["enable_", "disable_", "verify_"].iter().any(|prefix| name.starts_with(prefix));
+        let table = is_table(words, at, tables);
+        // The table macro `histogram` takes a table's name as text, so it opens files; the aggregate of that name does not.
+        let denied = introspection || is_denied(&name, called) || called && table && name == "histogram";
+        if switch || (called || table) && denied {
             return Err(Refused::forbidden(format!("`{name}` is not available"), ""));
         }
     }
@@ -178,17 +187,13 @@ fn is_definition(words: Words<'_>, at: usize) -> bool {
     at > 0 && words.is_any(at - 1, &["table", "into"])
 }
 
-/// Does the word at `at`, or the dotted name that it ends, follow a keyword that a table's name follows?
-fn is_table(words: Words<'_>, at: usize) -> bool {
+/// Does the word at `at`, or the dotted name that it ends, stand where a table stands?
+fn is_table(words: Words<'_>, at: usize, tables: &[bool]) -> bool {
     let mut first = at;
     while first >= 2 && words.symbol(first - 1, b'.') && words.tokens[first - 2].name(words.sql).is_some() {
         first -= 2;
     }
-    first > 0
-        && (words.is_any(
-            first - 1,
-            &["from", "join", "table", "describe", "desc", "summarize", "show", "pivot", "unpivot", "using", "lateral"],
-        ) || matches!(words.tokens[first - 1].kind, TokenKind::Symbol(b',' | b'(' | b':')))
+    tables[first]
 }
 
 fn asks_readable_setting(words: Words<'_>, at: usize) -> bool {

@@ -39,9 +39,9 @@ const FILE_FUNCTIONS: [&str; 24] = [
 ];
 
 /// Refuses the first path that is not a plain literal.
-pub(super) fn check(words: Words<'_>) -> Result<(), Refused> {
+pub(super) fn check(words: Words<'_>, tables: &[bool]) -> Result<(), Refused> {
     check_file_functions(words)?;
-    check_tables(words)?;
+    check_tables(words, tables)?;
     check_copy(words)
 }
 
@@ -115,114 +115,30 @@ fn check_path_argument(words: Words<'_>, at: usize, function: &str) -> Result<()
     if words.symbol(next + 1, b',') || words.symbol(next + 1, b')') { Ok(()) } else { Err(computed()) }
 }
 
-/// Where the walk over the tokens stands, per open bracket.
-#[derive(Clone, Copy, PartialEq)]
-enum Place {
-    /// In a list of tables: a string or quoted name here can be a file.
-    Tables,
-    /// Anywhere else.
-    Values,
-    /// Inside `extract(… from …)`, `trim(… from …)` and their like, where FROM starts no list of tables.
-    Keywords,
-}
-
-/// Strings, and quoted names that look like paths, that stand where a table stands.
-fn check_tables(words: Words<'_>) -> Result<(), Refused> {
-    let mut places = vec![Place::Values];
-    for (at, token) in words.tokens.iter().enumerate() {
-        let place = places.last().copied().unwrap_or(Place::Values);
-        let starts_item = starts_table(words, at, place);
-        match token.kind {
-            TokenKind::Symbol(b'(') => places.push(inside_bracket(words, at, starts_item)),
-            TokenKind::Symbol(b'[' | b'{') => places.push(Place::Values),
-            TokenKind::Symbol(b')' | b']' | b'}') if places.len() > 1 => {
-                places.pop();
+/// Strings, and names that look like paths, that stand where a table stands. DuckDB joins the parts of a dotted name before it looks
+/// for a file, so they are looked at together.
+fn check_tables(words: Words<'_>, tables: &[bool]) -> Result<(), Refused> {
+    for (at, token) in words.tokens.iter().enumerate().filter(|(at, _)| tables[*at]) {
+        if token.is_string() {
+            check_path(&token.string_value(words.sql).unwrap_or_default())?;
+        }
+        let mut parts = Vec::new();
+        let mut quoted = false;
+        let mut next = at;
+        while let Some(part) = words.tokens.get(next).and_then(|token| token.name(words.sql)) {
+            quoted |= words.tokens[next].kind == TokenKind::QuotedIdent;
+            parts.push(part);
+            if !words.symbol(next + 1, b'.') {
+                break;
             }
-            TokenKind::Word => {
-                if let Some(last) = places.last_mut() {
-                    *last = behind_word(words, at, place);
-                }
-            }
-            _ if starts_item && token.is_string() => check_path(&token.string_value(words.sql).unwrap_or_default())?,
-            TokenKind::QuotedIdent if starts_item && !words.symbol(at + 1, b'(') => {
-                let name = token.name(words.sql).unwrap_or_default();
-                if looks_like_path(&name) {
-                    check_path(&name)?;
-                }
-            }
-            _ => {}
+            next += 2;
+        }
+        let name = parts.join(".");
+        if quoted && looks_like_path(&name) && !words.symbol(next + 1, b'(') {
+            check_path(&name)?;
         }
     }
     Ok(())
-}
-
-fn starts_table(words: Words<'_>, at: usize, place: Place) -> bool {
-    let Some(before) = at.checked_sub(1) else { return false };
-    if words.is_any(
-        before,
-        &[
-            "join",
-            "table",
-            "describe",
-            "desc",
-            "summarize",
-            "show",
-            "pivot",
-            "unpivot",
-            "using",
-            "into",
-            "update",
-            "lateral",
-        ],
-    ) {
-        return true;
-    }
-    place == Place::Tables
-        && (words.is(before, "from") || matches!(words.tokens[before].kind, TokenKind::Symbol(b',' | b'(' | b':')))
-}
-
-/// What a bracket opens: a bracketed list of tables where a table may stand, else values (a query inside brings its own FROM).
-fn inside_bracket(words: Words<'_>, at: usize, starts_item: bool) -> Place {
-    let keyword_call = at > 0 && words.is_any(at - 1, &["extract", "substring", "trim", "overlay", "position"]);
-    match (keyword_call, starts_item) {
-        (true, _) => Place::Keywords,
-        (false, true) => Place::Tables,
-        (false, false) => Place::Values,
-    }
-}
-
-fn behind_word(words: Words<'_>, at: usize, place: Place) -> Place {
-    const ENDS: [&str; 17] = [
-        "select",
-        "where",
-        "group",
-        "having",
-        "qualify",
-        "window",
-        "order",
-        "limit",
-        "offset",
-        "set",
-        "values",
-        "returning",
-        "union",
-        "except",
-        "intersect",
-        "sample",
-        "tablesample",
-    ];
-    if words.is(at, "from") && place != Place::Keywords {
-        let distinct = at >= 2 && words.is(at - 1, "distinct") && words.is_any(at - 2, &["is", "not"]);
-        return if distinct { place } else { Place::Tables };
-    }
-    if words.is(at, "join") {
-        return Place::Tables;
-    }
-    // ON is no end: in `from a join b on …, 'file'` the list goes on.
-    if place == Place::Tables && words.is_any(at, &ENDS) {
-        return Place::Values;
-    }
-    place
 }
 
 fn looks_like_path(name: &str) -> bool {
@@ -341,6 +257,37 @@ mod tests {
             "copy t to 's3://b/x' (filename_pattern '../{i}')",
             "copy t to 's3://b/x' (\"FILE_EXTENSION\" 'x?y')",
             "copy t to 's3://b/x' (filename_pattern x)",
+            "from histogram_values('/x.csv', a)",
+            "select * from main.histogram('s3://b/x?y', a)",
+            "from \"s3://b/a\".\"x?s3_endpoint=h.csv\"",
+            "from s3.\"//b/x.csv\"",
+            "select count(*) from (table '/x.csv')",
+            "show '/x.csv'",
+            "select * from (describe '/x.csv')",
+            "select * from (summarize '/x.csv')",
+            "select a in (from '/x.csv' select a) from t",
+            "from t semi join '/x.csv' using (a)",
+            "from t positional join '/x.csv'",
+            "from (pivot '/x.csv' on a using sum(b))",
+            "from (unpivot '/x.csv' on a, b)",
+            "with t as materialized (from '/x.csv') from t",
+            "select exists(table '/x.csv')",
+            "from e'/x.csv'",
+            "from $$/x.csv$$",
+            "from (select 1), ('/x.csv' cross join (select 2))",
+            "select 1 union from '/x.csv' select a",
+            "select 1 order by (from '/x.csv' select a limit 1)",
+            "from unnest([1]), '/x.csv' x",
+            "create view v as table '/x.csv'",
+            "create macro m() as table from '/x.csv'",
+            "select 1 having 1 in (from '/x.csv' select a)",
+            "select 1 limit (from '/x.csv' select a)",
+            "select distinct from '/x.csv'",
+            "select 1, from '/x.csv'",
+            "select substring((from '/x.csv' select a) from 1)",
+            "select 1 union select * from (select 1) x, '/x.csv'",
+            "from t join u on (t.a = u.a), '/x.csv'",
+            "from t where exists (select 1 from u, '/x.csv')",
             "explain analyze copy t to '/x'",
             "explain (analyze) copy t to '/x'",
         ] {
