@@ -57,7 +57,7 @@ impl<'a> Buffer<'a> {
     }
 
     /// How many bytes it has.
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.bytes
     }
 

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use crate::{
     buffer::{self, Kept},
     config::EngineConfig,
-    failure::{Failure, Redactor},
+    failure::Redactor,
     format::Format,
     hidden::HiddenWrites,
     open::{Mart, OpenError},
@@ -28,8 +28,7 @@ use crate::{
     pool::Pool,
     queries::{Queries, Query},
     session::Session,
-    sql::gate,
-    wire::{Code, ErrorBody, Point, Role},
+    wire::{ErrorBody, Point, Role},
     writers::WriterGate,
 };
 
@@ -127,8 +126,17 @@ impl Engine {
     pub fn run(&self, query: &Query, session: &mut Session, request: Request, reply: Reply) -> bool {
         let mut reply = Some(reply);
         let mut progress = script::Progress::default();
-        let result = self.attempt(query, session, &request, &mut progress, &mut reply);
-        query.detach();
+        let result = match session.connection(&self.mart) {
+            Ok(kept) => {
+                query.attach(kept.connection.interrupter());
+                let mut run = script::Run { engine: self, query, kept, request: &request, progress: &mut progress, pass: None, open: 0, ddl: None };
+                let result = run.checked(&mut reply);
+                run.give_up();
+                query.detach();
+                result
+            }
+            Err(error) => Err(self.redactor.failure(&error, None)),
+        };
         let head = |replayed| Head { replayed, ..self.head(&request, progress.commit) };
         match result {
             Ok(None) => false,
@@ -162,26 +170,6 @@ impl Engine {
                 fatal
             }
         }
-    }
-
-    fn attempt(
-        &self,
-        query: &Query,
-        session: &mut Session,
-        request: &Request,
-        progress: &mut script::Progress,
-        reply: &mut Option<Reply>,
-    ) -> Result<Option<script::Outcome>, Failure> {
-        let statements = gate::check(&request.sql, request.role)?;
-        if statements.is_empty() {
-            return Err(Failure::new(Code::Invalid, "the request holds no statement").hint("put one into `sql`"));
-        }
-        let kept = session.connection(&self.mart).map_err(|error| self.redactor.failure(&error, None))?;
-        query.attach(kept.connection.interrupter());
-        let mut run = script::Run { engine: self, query, kept, request, progress, pass: None, open: 0, ddl: None };
-        let result = run.script(&statements, reply);
-        run.give_up();
-        result
     }
 
     fn head(&self, request: &Request, commit: Option<Point>) -> Head {

@@ -64,6 +64,8 @@ impl Mart {
             use_gateway(&setup, gateway)?;
         }
         setup.execute(&format!("ATTACH {} AS {MART}", literal(path_text(&config.db_path)?)))?;
+        // The instance's own database would be a place to write that no log and no limit knows of.
+        setup.execute(&format!("USE {MART}; DETACH memory"))?;
         lock_down(&setup, config)?;
         let commits = Commits::open(&config.db_path)?;
         Ok(Self { database, commits })

@@ -9,7 +9,7 @@ use crate::{
     params,
     queries::Query,
     session,
-    sql::{Kind, Statement, lexer::TokenKind},
+    sql::{Kind, Statement, gate, lexer::TokenKind},
     wire::{Code, Point},
     writers::WriterPass,
 };
@@ -51,8 +51,18 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// Runs the request if the gate lets it pass.
+    pub fn checked(&mut self, reply: &mut Option<Reply>) -> Result<Option<Outcome>, Failure> {
+        let request = self.request;
+        let statements = gate::check(&request.sql, request.role)?;
+        if statements.is_empty() {
+            return Err(Failure::new(Code::Invalid, "the request holds no statement").hint("put one into `sql`"));
+        }
+        self.script(&statements, reply)
+    }
+
     /// Runs all; `None` if the last statement's answer was streamed.
-    pub fn script(&mut self, statements: &[Statement<'_>], reply: &mut Option<Reply>) -> Result<Option<Outcome>, Failure> {
+    fn script(&mut self, statements: &[Statement<'_>], reply: &mut Option<Reply>) -> Result<Option<Outcome>, Failure> {
         self.check_parameters(statements)?;
         if let (Some(key), false) = (&self.request.key, statements.iter().all(|statement| statement.kind.is_read())) {
             return keyed::run(self, key, statements).map(Some);
@@ -233,7 +243,7 @@ impl<'a> Run<'a> {
             buffer.push(encoder.take_ready()).map_err(spill)?;
         }
         buffer.push(encoder.finish()).map_err(spill)?;
-        if self.request.key.is_some() && buffer.len() > keyed::MAX_ANSWER_BYTES {
+        if self.request.key.is_some() && buffer.bytes() > keyed::MAX_ANSWER_BYTES {
             return Err(Failure::new(Code::TooLarge, "the answer is too large to be kept under an idempotency key")
                 .hint("leave out RETURNING, or send the request without a key"));
         }

@@ -134,7 +134,7 @@ fn every_reported_commit_survives_kill_9() {
 
 /// Commits small and bulk rows and checkpoints in between, saying each once it has returned.
 fn write_until_killed(dir: &str) {
-    let home = Home { dir: tempfile::tempdir().expect("a directory") };
+    let home = Home::new();
     let mut config = home.config();
     config.db_path = std::path::Path::new(dir).join("mart.db");
     let mart = engine::open::Mart::open(&config).expect("opens");

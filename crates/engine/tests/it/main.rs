@@ -3,5 +3,6 @@
 mod commits;
 mod process;
 mod queries;
-mod support;
 mod streams;
+mod support;
+mod walls;

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use engine::{
     commit::CommitError,
-    config::EngineConfig,
+    config::{EngineConfig, GatewayConfig},
     duck::Connection,
     exec::Engine,
     open::Mart,
@@ -25,11 +25,13 @@ use serde_json::{Value, json};
 /// A configuration in a fresh directory, which lives as long as this.
 pub struct Home {
     pub dir: tempfile::TempDir,
+    pub httpfs: Option<PathBuf>,
+    pub gateway: Option<GatewayConfig>,
 }
 
 impl Home {
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a directory") }
+        Self { dir: tempfile::tempdir().expect("a directory"), httpfs: None, gateway: None }
     }
 
     pub fn db(&self) -> PathBuf {
@@ -48,8 +50,8 @@ impl Home {
             memory_limit_bytes: 512 << 20,
             threads: 2,
             max_temp_bytes: 1 << 30,
-            httpfs_path: None,
-            gateway: None,
+            httpfs_path: self.httpfs.clone(),
+            gateway: self.gateway.clone(),
             listen_fd: -1,
             life_fd: -1,
             lock_fd: None,
