@@ -27,7 +27,7 @@ class Figure:
 
     def cells(self):
         mark = {True: "yes", False: "**no**", None: ""}[self.holds()]
-        value = "" if self.value is None else f"{self.value:.2f}"
+        value = f"{self.value:.2f}" if self.peer and self.value is not None else ""
         return [self.what, self.ours, self.peer, value, self.want, mark]
 
 
