@@ -37,7 +37,9 @@ enum Tried {
 pub fn checkpoint(engine: &Engine, request: CheckpointRequest) -> Result<CheckpointAnswer, Failure> {
     let started = Instant::now();
     let connection = engine.mart.connect().map_err(|error| engine.redactor.failure(&error, None))?;
-    if let Tried::Done(answer) = until(engine, &connection, started, started + Duration::from_millis(request.reader_wait_ms))? {
+    if let Tried::Done(answer) =
+        until(engine, &connection, started, started + Duration::from_millis(request.reader_wait_ms))?
+    {
         return Ok(answer);
     }
     if request.abort_readers {
@@ -46,7 +48,9 @@ pub fn checkpoint(engine: &Engine, request: CheckpointRequest) -> Result<Checkpo
             return Ok(answer);
         }
     }
-    Err(Failure::new(Code::Conflict, "queries that run stand in the way of the checkpoint").hint("try again later").transient())
+    Err(Failure::new(Code::Conflict, "queries that run stand in the way of the checkpoint")
+        .hint("try again later")
+        .transient())
 }
 
 fn until(engine: &Engine, connection: &Connection, started: Instant, deadline: Instant) -> Result<Tried, Failure> {
@@ -79,7 +83,9 @@ fn once(engine: &Engine, connection: &Connection, _closed: &ClosedGate<'_>) -> R
     let point = done.unwrap_or_else(|| engine.mart.commits.latest().0);
     match done {
         // DuckDB said yes and did nothing although there is a log: something still holds it.
-        None if point.wal_end > 0 => Err(CommitError::Duck(DuckError::new("TransactionContext Error: the log was not folded"))),
+        None if point.wal_end > 0 => {
+            Err(CommitError::Duck(DuckError::new("TransactionContext Error: the log was not folded")))
+        }
         _ => Ok((point.iteration, point.wal_end)),
     }
 }

@@ -85,7 +85,10 @@ impl Commits {
     }
 
     /// Runs `checkpoint`, a CHECKPOINT that no writer can be beside. `None` if DuckDB left the log as it was.
-    pub fn checkpoint(&self, checkpoint: impl FnOnce() -> Result<(), DuckError>) -> Result<Option<CommitPoint>, CommitError> {
+    pub fn checkpoint(
+        &self,
+        checkpoint: impl FnOnce() -> Result<(), DuckError>,
+    ) -> Result<Option<CommitPoint>, CommitError> {
         let mut state = lock(&self.state);
         let _flight = Flight::start(&self.in_flight);
         checkpoint().map_err(CommitError::Duck)?;

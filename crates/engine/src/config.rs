@@ -61,7 +61,10 @@ pub struct GatewayConfig {
 
 impl fmt::Debug for GatewayConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GatewayConfig").field("endpoint", &self.endpoint).field("scopes", &self.scopes).finish_non_exhaustive()
+        f.debug_struct("GatewayConfig")
+            .field("endpoint", &self.endpoint)
+            .field("scopes", &self.scopes)
+            .finish_non_exhaustive()
     }
 }
 

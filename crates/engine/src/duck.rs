@@ -239,7 +239,9 @@ impl Parsed {
     pub fn prepare(&mut self) -> Result<Prepared, DuckError> {
         let mut raw: ffi::duckdb_prepared_statement = ptr::null_mut();
         // SAFETY: handles are open; `Prepared` destroys the statement, also after a failure.
-        let state = unsafe { ffi::duckdb_prepare_extracted_statement(self.connection.raw, self.extracted.0, self.index, &mut raw) };
+        let state = unsafe {
+            ffi::duckdb_prepare_extracted_statement(self.connection.raw, self.extracted.0, self.index, &mut raw)
+        };
         let prepared = Prepared { raw, connection: self.connection.clone() };
         if state != ffi::DuckDBSuccess {
             // SAFETY: the message belongs to the statement.
@@ -280,8 +282,13 @@ impl Prepared {
     /// Gives parameter `index`, counted from 1, a text.
     pub fn bind_text(&mut self, index: u64, text: &str) -> Result<(), DuckError> {
         // SAFETY: the statement is prepared; DuckDB copies the text.
-        let state = unsafe { ffi::duckdb_bind_varchar_length(self.raw, index, text.as_ptr().cast(), text.len() as u64) };
-        if state == ffi::DuckDBSuccess { Ok(()) } else { Err(DuckError::new("Invalid Input Error: the text can't be bound")) }
+        let state =
+            unsafe { ffi::duckdb_bind_varchar_length(self.raw, index, text.as_ptr().cast(), text.len() as u64) };
+        if state == ffi::DuckDBSuccess {
+            Ok(())
+        } else {
+            Err(DuckError::new("Invalid Input Error: the text can't be bound"))
+        }
     }
 
     /// Starts it; rows are made as they are fetched, so that a result of any size needs little memory.
@@ -319,13 +326,17 @@ mod tests {
 
     #[test]
     fn a_query_gives_its_column() {
-        assert_eq!(connection().column("select 'x' || i::varchar from range(3) t(i)").expect("runs"), ["x0", "x1", "x2"]);
+        assert_eq!(
+            connection().column("select 'x' || i::varchar from range(3) t(i)").expect("runs"),
+            ["x0", "x1", "x2"]
+        );
     }
 
     #[test]
     fn an_error_in_mid_stream_is_an_error_and_not_an_end() {
         let connection = connection();
-        let mut parsed = connection.extract("select if(i < 3000000, 1, error('late')) from range(6000000) t(i)").expect("parses");
+        let mut parsed =
+            connection.extract("select if(i < 3000000, 1, error('late')) from range(6000000) t(i)").expect("parses");
         let mut prepared = parsed.next().expect("one").prepare().expect("binds");
         let mut result = prepared.stream().expect("starts");
         let mut rows = 0;
@@ -358,7 +369,9 @@ mod tests {
     #[test]
     fn a_text_of_several_statements_runs_them_in_order() {
         let connection = connection();
-        connection.execute("create table t(i int); insert into t values (1); insert into t select i + 1 from t").expect("runs");
+        connection
+            .execute("create table t(i int); insert into t values (1); insert into t select i + 1 from t")
+            .expect("runs");
         assert_eq!(connection.column("select i::varchar from t order by 1").expect("runs"), ["1", "2"]);
     }
 }

@@ -129,7 +129,16 @@ impl Engine {
         let result = match session.connection(&self.mart) {
             Ok(kept) => {
                 query.attach(kept.connection.interrupter());
-                let mut run = script::Run { engine: self, query, kept, request: &request, progress: &mut progress, pass: None, open: 0, ddl: None };
+                let mut run = script::Run {
+                    engine: self,
+                    query,
+                    kept,
+                    request: &request,
+                    progress: &mut progress,
+                    pass: None,
+                    open: 0,
+                    ddl: None,
+                };
                 let result = run.checked(&mut reply);
                 run.give_up();
                 query.detach();
@@ -174,7 +183,13 @@ impl Engine {
 
     fn head(&self, request: &Request, commit: Option<Point>) -> Head {
         let (at, moving) = self.mart.commits.latest();
-        Head { content_type: request.format.content_type().to_owned(), commit, at: (at.point(), moving), replayed: false, trailer: false }
+        Head {
+            content_type: request.format.content_type().to_owned(),
+            commit,
+            at: (at.point(), moving),
+            replayed: false,
+            trailer: false,
+        }
     }
 }
 

@@ -34,7 +34,15 @@ pub struct Failure {
 impl Failure {
     /// With a code and a message only.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, statement_index: None, transient: false, unknown: false, fatal: false }
+        Self {
+            code,
+            message: message.into(),
+            hint: None,
+            statement_index: None,
+            transient: false,
+            unknown: false,
+            fatal: false,
+        }
     }
 
     /// With what to do about it.
@@ -79,11 +87,14 @@ impl From<Reason> for Failure {
     fn from(reason: Reason) -> Self {
         match reason {
             Reason::Cancelled | Reason::Gone => Self::new(Code::Cancelled, "the query was cancelled"),
-            Reason::Timeout => Self::new(Code::Timeout, "the query ran past its time").hint("give a longer `timeout_ms`, or ask for less"),
-            Reason::InTheWay => {
-                Self::new(Code::Limited, "the query kept a checkpoint waiting for too long").hint("read an older moment with `at`").transient()
+            Reason::Timeout => Self::new(Code::Timeout, "the query ran past its time")
+                .hint("give a longer `timeout_ms`, or ask for less"),
+            Reason::InTheWay => Self::new(Code::Limited, "the query kept a checkpoint waiting for too long")
+                .hint("read an older moment with `at`")
+                .transient(),
+            Reason::Shutdown => {
+                Self::new(Code::Unavailable, "the engine is going away").hint("send the request again").transient()
             }
-            Reason::Shutdown => Self::new(Code::Unavailable, "the engine is going away").hint("send the request again").transient(),
         }
     }
 }
@@ -161,17 +172,30 @@ impl Redactor {
         match error.kind {
             ErrorKind::Statement => Failure::new(Code::Sql, text),
             ErrorKind::Transaction => {
+                if text.contains("launched in read-only mode") {
+                    return Failure::new(Code::Forbidden, "a reader may not use what writes (a sequence's `nextval`)")
+                        .hint("ask for a token with the role `writer`");
+                }
                 let conflict = text.to_ascii_lowercase().contains("conflict");
                 let failure = Failure::new(if conflict { Code::Conflict } else { Code::Sql }, text);
-                if conflict { failure.hint("another transaction changed the same rows; send the request again").transient() } else { failure }
+                if conflict {
+                    failure.hint("another transaction changed the same rows; send the request again").transient()
+                } else {
+                    failure
+                }
             }
-            ErrorKind::Resources => Failure::new(Code::Limited, text).hint("ask for less at once, or give the mart a larger profile"),
+            ErrorKind::Resources => {
+                Failure::new(Code::Limited, text).hint("ask for less at once, or give the mart a larger profile")
+            }
             ErrorKind::Permission => Failure::new(Code::Forbidden, text),
             ErrorKind::Io => Failure::new(Code::Sql, text),
             ErrorKind::Interrupt => unreachable!("returned above"),
-            ErrorKind::Internal => Failure::new(Code::Internal, "DuckDB failed in a way it should not").hint("the server's log has the details"),
+            ErrorKind::Internal => Failure::new(Code::Internal, "DuckDB failed in a way it should not")
+                .hint("the server's log has the details"),
             ErrorKind::Fatal => {
-                let mut failure = Failure::new(Code::Unavailable, "the mart has to be opened anew").hint("send the request again").transient();
+                let mut failure = Failure::new(Code::Unavailable, "the mart has to be opened anew")
+                    .hint("send the request again")
+                    .transient();
                 failure.fatal = true;
                 failure
             }
@@ -240,7 +264,8 @@ mod tests {
 
     #[test]
     fn only_what_did_not_happen_is_retryable() {
-        let failure = redactor().failure(&DuckError::new("TransactionContext Error: Conflict on tuple deletion!"), None);
+        let failure =
+            redactor().failure(&DuckError::new("TransactionContext Error: Conflict on tuple deletion!"), None);
         assert!(failure.body(0, false).retryable);
         assert!(!failure.body(1, true).retryable);
         assert_eq!(failure.body(1, true).outcome, Outcome::Committed);

@@ -112,7 +112,9 @@ fn use_gateway(setup: &Connection, gateway: &GatewayConfig) -> Result<(), DuckEr
     let scopes = gateway.scopes.iter().map(|scope| literal(scope)).collect::<Vec<_>>().join(", ");
     // The proxy catches what names another host than the secret's endpoint.
     setup.execute(&format!("SET GLOBAL http_proxy = {}", literal(&format!("http://{}", gateway.endpoint))))?;
-    setup.execute("SET GLOBAL http_timeout = 30; SET GLOBAL http_retries = 2; SET GLOBAL enable_global_s3_configuration = false")?;
+    setup.execute(
+        "SET GLOBAL http_timeout = 30; SET GLOBAL http_retries = 2; SET GLOBAL enable_global_s3_configuration = false",
+    )?;
     setup.execute(&format!(
         "CREATE TEMPORARY SECRET tarn_gateway (TYPE s3, KEY_ID {}, SECRET {}, REGION {}, ENDPOINT {}, URL_STYLE 'path', USE_SSL false, SCOPE [{scopes}])",
         literal(&gateway.key_id),
@@ -123,7 +125,13 @@ fn use_gateway(setup: &Connection, gateway: &GatewayConfig) -> Result<(), DuckEr
 }
 
 fn lock_down(setup: &Connection, config: &EngineConfig) -> Result<(), DuckError> {
-    let scopes = config.gateway.iter().flat_map(|gateway| &gateway.scopes).map(|scope| literal(scope)).collect::<Vec<_>>().join(", ");
+    let scopes = config
+        .gateway
+        .iter()
+        .flat_map(|gateway| &gateway.scopes)
+        .map(|scope| literal(scope))
+        .collect::<Vec<_>>()
+        .join(", ");
     // As an open-time setting this one is shown but not enforced.
     setup.execute(&format!("SET GLOBAL max_temp_directory_size = '{}B'", config.max_temp_bytes))?;
     for statement in [

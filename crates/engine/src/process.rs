@@ -49,14 +49,16 @@ fn serve() -> Result<(), String> {
     // SAFETY: the node opened this listener for us and nothing else in this process uses the descriptor.
     let listener = unsafe { UnixListener::from_raw_fd(config.listen_fd) };
     let engine = Engine::open(&config).map_err(|error| format!("opening the mart: {error}"))?;
-    watch_queries(engine.queries.clone(), Duration::from_millis(config.deaf_ms)).map_err(|error| format!("starting a thread: {error}"))?;
+    watch_queries(engine.queries.clone(), Duration::from_millis(config.deaf_ms))
+        .map_err(|error| format!("starting a thread: {error}"))?;
     let server = Server::new(engine, config.max_queries);
     let code = run(server, listener).map_err(|error| format!("serving: {error}"))?;
     end(code)
 }
 
 fn run(server: Arc<Server>, listener: UnixListener) -> io::Result<i32> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
     runtime.block_on(async {
         // Ctrl-C in a terminal reaches the whole process group; the node decides when its engines end.
         let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;

@@ -143,7 +143,12 @@ pub enum NotStarted {
 
 impl Queries {
     /// Takes a place.
-    pub fn start(self: &Arc<Self>, id: Uuid, principal: String, deadline: Option<Instant>) -> Result<Ticket, NotStarted> {
+    pub fn start(
+        self: &Arc<Self>,
+        id: Uuid,
+        principal: String,
+        deadline: Option<Instant>,
+    ) -> Result<Ticket, NotStarted> {
         let query = Arc::new(Query { id, principal, deadline, state: Mutex::default() });
         let mut running = lock(&self.running);
         if running.closed {

@@ -42,7 +42,11 @@ pub struct Server {
 impl Server {
     /// Serves `engine`, `max_queries` at once.
     pub fn new(engine: Engine, max_queries: usize) -> Arc<Self> {
-        Arc::new(Self { engine: Arc::new(engine), permits: Arc::new(Semaphore::new(max_queries.max(1))), ended: watch::channel(None).0 })
+        Arc::new(Self {
+            engine: Arc::new(engine),
+            permits: Arc::new(Semaphore::new(max_queries.max(1))),
+            ended: watch::channel(None).0,
+        })
     }
 
     /// The engine.
@@ -91,7 +95,9 @@ impl Server {
             (&Method::GET, "/commits") => commits::follow(&self.engine.mart.commits),
             (&Method::POST, "/checkpoint") => self.checkpoint(request).await,
             (&Method::POST, "/shutdown") => self.shutdown(request).await,
-            (&Method::DELETE, path) if path.starts_with("/queries/") => self.cancel(&path["/queries/".len()..], &request),
+            (&Method::DELETE, path) if path.starts_with("/queries/") => {
+                self.cancel(&path["/queries/".len()..], &request)
+            }
             _ => failed(&Failure::new(Code::NotFound, "no such path")),
         }
     }
@@ -110,7 +116,9 @@ impl Server {
     fn cancel(&self, id: &str, request: &Request<Incoming>) -> Response<Body> {
         let principal = query::text_header(request.headers(), header::PRINCIPAL);
         match id.parse::<Uuid>() {
-            Ok(id) if self.engine.queries.cancel(id, principal, Reason::Cancelled) => json(&serde_json::json!({ "cancelled": true })),
+            Ok(id) if self.engine.queries.cancel(id, principal, Reason::Cancelled) => {
+                json(&serde_json::json!({ "cancelled": true }))
+            }
             _ => failed(&Failure::new(Code::NotFound, "no such query runs")),
         }
     }
@@ -170,14 +178,16 @@ fn end_soon(ended: &watch::Sender<Option<i32>>, code: i32) {
 /// Reads a JSON body.
 async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Failure> {
     let bytes = bytes(request.into_body()).await?;
-    serde_json::from_slice(&bytes).map_err(|error| Failure::new(Code::Invalid, format!("the body is not the JSON it should be: {error}")))
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::new(Code::Invalid, format!("the body is not the JSON it should be: {error}")))
 }
 
 async fn bytes(body: Incoming) -> Result<Bytes, Failure> {
     match Limited::new(body, MAX_BODY_BYTES).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(Failure::new(Code::TooLarge, format!("the body has more than {MAX_BODY_BYTES} bytes")).hint("load data with `PUT …/tables/{schema}/{table}`"))
+            Err(Failure::new(Code::TooLarge, format!("the body has more than {MAX_BODY_BYTES} bytes"))
+                .hint("load data with `PUT …/tables/{schema}/{table}`"))
         }
         Err(_) => Err(Failure::new(Code::Invalid, "the body stops half way")),
     }

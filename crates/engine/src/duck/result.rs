@@ -46,7 +46,11 @@ impl ResultSet {
     ///
     /// # Safety
     /// `raw` was filled by an execute call on `connection` that returned `state`.
-    pub(super) unsafe fn adopt(raw: ffi::duckdb_result, state: ffi::duckdb_state, connection: Arc<RawConnection>) -> Result<Self, DuckError> {
+    pub(super) unsafe fn adopt(
+        raw: ffi::duckdb_result,
+        state: ffi::duckdb_state,
+        connection: Arc<RawConnection>,
+    ) -> Result<Self, DuckError> {
         let mut result = Self { raw, ended: true, connection };
         if state == ffi::DuckDBSuccess {
             // SAFETY: the result is valid; the call copies a plain struct.

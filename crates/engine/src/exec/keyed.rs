@@ -91,7 +91,9 @@ pub(super) fn run(run: &mut Run<'_>, key: &str, statements: &[Statement<'_>]) ->
     let statements = one_transaction(statements)?;
     let (engine, query) = (run.engine, run.query);
     let Some(_held) = engine.keys.hold(&query.principal, key, || query.is_cancelled()) else {
-        return Err(query.reason().map_or_else(|| Failure::new(Code::Cancelled, "the query was cancelled"), Failure::from));
+        return Err(query
+            .reason()
+            .map_or_else(|| Failure::new(Code::Cancelled, "the query was cancelled"), Failure::from));
     };
     let request = fingerprint(run);
     run.begin()?;
@@ -133,7 +135,9 @@ fn find(run: &mut Run<'_>, key: &str, request: &str) -> Result<Option<Outcome>, 
         run.kept.connection.execute(TABLE).map_err(|error| run.duck(&error))?;
         return Ok(None);
     }
-    let Some(found) = own(run, FIND, &[&run.query.principal, key, request]).map_err(duck)?.pop() else { return Ok(None) };
+    let Some(found) = own(run, FIND, &[&run.query.principal, key, request]).map_err(duck)?.pop() else {
+        return Ok(None);
+    };
     let mut parts = found.splitn(3, '\n');
     let (same, content_type, body) = (parts.next(), parts.next(), parts.next());
     if same != Some("true") {
@@ -146,7 +150,11 @@ fn find(run: &mut Run<'_>, key: &str, request: &str) -> Result<Option<Outcome>, 
     };
     // Newer than the first answer's position, so what waits for it waits long enough.
     run.progress.commit = Some(run.engine.mart.commits.latest().0.point());
-    Ok(Some(Outcome { kept: Kept::Memory(vec![Bytes::from(body)]), content_type: content_type.to_owned(), replayed: true }))
+    Ok(Some(Outcome {
+        kept: Kept::Memory(vec![Bytes::from(body)]),
+        content_type: content_type.to_owned(),
+        replayed: true,
+    }))
 }
 
 /// The statements without a BEGIN and COMMIT around all of them; other transaction control would make several transactions.
@@ -170,5 +178,6 @@ fn fingerprint(run: &Run<'_>) -> String {
         Params::Positional(values) => Json::from(values.clone()),
         Params::Named(values) => Json::from(values.clone()),
     };
-    Json::from(vec![request.format.content_type().into(), request.max_rows.into(), params, request.sql.as_str().into()]).to_string()
+    Json::from(vec![request.format.content_type().into(), request.max_rows.into(), params, request.sql.as_str().into()])
+        .to_string()
 }

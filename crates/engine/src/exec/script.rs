@@ -10,7 +10,7 @@ use crate::{
     queries::Query,
     session,
     sql::{Kind, Statement, gate, lexer::TokenKind},
-    wire::{Code, Point},
+    wire::{Code, Point, Role},
     writers::WriterPass,
 };
 
@@ -105,10 +105,14 @@ impl<'a> Run<'a> {
     fn check_parameters(&self, statements: &[Statement<'_>]) -> Result<(), Failure> {
         let taking = statements.iter().filter(|statement| takes_parameters(statement)).count();
         if taking == 0 && !self.request.params.is_empty() {
-            return Err(Failure::new(Code::Invalid, format!("the request has {} `params` and the SQL takes none", self.request.params.len())));
+            return Err(Failure::new(
+                Code::Invalid,
+                format!("the request has {} `params` and the SQL takes none", self.request.params.len()),
+            ));
         }
         if taking > 1 {
-            return Err(Failure::new(Code::Invalid, "only one statement of a script may take parameters").hint("send the others by themselves"));
+            return Err(Failure::new(Code::Invalid, "only one statement of a script may take parameters")
+                .hint("send the others by themselves"));
         }
         Ok(())
     }
@@ -151,7 +155,12 @@ impl<'a> Run<'a> {
     /// Enters the gate and begins a transaction.
     pub fn begin(&mut self) -> Result<(), Failure> {
         self.enter()?;
-        self.kept.begin().map_err(|error| self.duck(&error))
+        let begun = match self.request.role {
+            // What hides in a view must not make a reader write.
+            Role::Reader => self.kept.begin_by("BEGIN TRANSACTION READ ONLY"),
+            Role::Writer | Role::Admin => self.kept.begin(),
+        };
+        begun.map_err(|error| self.duck(&error))
     }
 
     fn begin_by_text(&mut self, text: &str) -> Result<(), Failure> {

@@ -39,7 +39,11 @@ enum Sink {
 
 impl Run<'_> {
     /// Runs and answers `statement`.
-    pub(super) fn stream(&mut self, statement: &Statement<'_>, reply: &mut Option<Reply>) -> Result<Option<Outcome>, Failure> {
+    pub(super) fn stream(
+        &mut self,
+        statement: &Statement<'_>,
+        reply: &mut Option<Reply>,
+    ) -> Result<Option<Outcome>, Failure> {
         let hidden = self.engine.hidden.possible();
         if hidden {
             self.begin()?;
@@ -57,7 +61,9 @@ impl Run<'_> {
             // SAFETY: the chunk is of the result that the columns are of.
             unsafe { encoder.push(chunk.raw()) }?;
             drop(chunk);
-            if matches!(sink, Sink::Open(_)) && flushed.elapsed() > LINGER || matches!(sink, Sink::Held(..)) && started.elapsed() > WHOLE_TIME {
+            if matches!(sink, Sink::Open(_)) && flushed.elapsed() > LINGER
+                || matches!(sink, Sink::Held(..)) && started.elapsed() > WHOLE_TIME
+            {
                 encoder.flush();
                 flushed = Instant::now();
                 sink = self.open(sink, hidden, reply)?;

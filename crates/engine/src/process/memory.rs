@@ -32,7 +32,8 @@ pub(super) fn watch(limit_bytes: u64) -> io::Result<()> {
 /// Resident memory without mapped files.
 fn anonymous_bytes() -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/self/status")?;
-    let kilobytes = text.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let kilobytes =
+        text.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kilobytes.map(|kilobytes| kilobytes << 10).ok_or_else(|| io::Error::other("the kernel does not say"))
 }
 

@@ -51,7 +51,12 @@ pub(super) async fn answer(server: &Server, request: Request<Incoming>) -> Respo
     response
 }
 
-async fn run(server: &Server, asked: Asked, request: Request<Incoming>, arrived: Instant) -> Result<Response<Body>, Failure> {
+async fn run(
+    server: &Server,
+    asked: Asked,
+    request: Request<Incoming>,
+    arrived: Instant,
+) -> Result<Response<Body>, Failure> {
     let body: QueryRequest = super::body(request).await?;
     let deadline = body.timeout_ms.map(|ms| arrived + Duration::from_millis(ms));
     let ticket = server.engine.queries.start(asked.id, asked.principal, deadline).map_err(|reason| match reason {
@@ -106,7 +111,11 @@ async fn permit(server: &Server, deadline: Option<Instant>) -> Result<OwnedSemap
         None => waiting.await,
         Some(deadline) => match tokio::time::timeout_at(deadline.into(), waiting).await {
             Ok(permit) => permit,
-            Err(_) => return Err(Failure::new(Code::Timeout, "the query found no place to run in its time").hint("other queries are running; try again later").transient()),
+            Err(_) => {
+                return Err(Failure::new(Code::Timeout, "the query found no place to run in its time")
+                    .hint("other queries are running; try again later")
+                    .transient());
+            }
         },
     };
     permit.map_err(|_| Reason::Shutdown.into())

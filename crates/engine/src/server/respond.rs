@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     failure::Failure,
-    pipe::{Broken, PipeBody, Pieces},
+    pipe::{Broken, Pieces, PipeBody},
     queries::Canceller,
     wire::ErrorBody,
 };

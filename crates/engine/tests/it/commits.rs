@@ -35,7 +35,9 @@ fn a_bulk_commit_keeps_its_rows_in_the_file_and_its_position_in_the_log() {
     let home = Home::new();
     let mart = home.open();
     let connection = mart.connect().expect("connects");
-    let point = commit(&mart, &connection, "create table t as select hash(i) h, hash(i + 1) g from range(1000000) r(i)").expect("commits");
+    let point =
+        commit(&mart, &connection, "create table t as select hash(i) h, hash(i + 1) g from range(1000000) r(i)")
+            .expect("commits");
     assert_eq!(point.wal_end, std::fs::metadata(home.wal()).expect("a log").len());
     assert!(point.wal_end < 100_000, "the log holds pointers only, not {} bytes", point.wal_end);
     assert!(std::fs::metadata(home.db()).expect("a file").len() > 1_000_000);
@@ -68,7 +70,10 @@ fn no_checkpoint_comes_by_itself_neither_by_size_nor_at_the_end() {
         assert_eq!(mart.commits.latest().0.iteration, 0);
     }
     let mart = home.open();
-    assert_eq!(mart.commits.latest().0.point(), Point { iteration: 0, wal_bytes: std::fs::metadata(home.wal()).expect("a log").len() });
+    assert_eq!(
+        mart.commits.latest().0.point(),
+        Point { iteration: 0, wal_bytes: std::fs::metadata(home.wal()).expect("a log").len() }
+    );
     assert_eq!(one(&mart.connect().expect("connects"), "select count(*)::varchar from t"), "300000");
 }
 
@@ -126,7 +131,8 @@ fn every_reported_commit_survives_kill_9() {
         let mart = home.open();
         let latest = mart.commits.latest().0.point();
         assert!(latest >= point, "{latest} after {point} was acknowledged");
-        let found: u64 = one(&mart.connect().expect("connects"), "select count(*)::varchar from t").parse().expect("a number");
+        let found: u64 =
+            one(&mart.connect().expect("connects"), "select count(*)::varchar from t").parse().expect("a number");
         assert!(found >= rows && found > total, "{found} rows, {rows} acknowledged");
         total = found;
     }
@@ -142,7 +148,8 @@ fn write_until_killed(dir: &str) {
     commit(&mart, &connection, "create table if not exists t(i bigint)");
     for turn in 0u64.. {
         let count = if turn % 10 == 9 { 200_000 } else { 1 };
-        let point = commit(&mart, &connection, &format!("insert into t select * from range({count})")).expect("commits");
+        let point =
+            commit(&mart, &connection, &format!("insert into t select * from range({count})")).expect("commits");
         let rows = one(&connection, "select count(*)::varchar from t");
         println!("acknowledged {rows} {}", point.point());
         if turn % 13 == 12 {

@@ -2,7 +2,10 @@
 
 use std::{
     io::Write,
-    os::{fd::AsRawFd, unix::net::{UnixListener, UnixStream}},
+    os::{
+        fd::AsRawFd,
+        unix::net::{UnixListener, UnixStream},
+    },
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -12,7 +15,7 @@ use engine::wire::exit;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use crate::support::{Home, begin};
+use crate::support::{Home, begin, begin_or_break};
 
 /// An engine in a process of its own.
 struct Process {
@@ -100,11 +103,17 @@ async fn a_shutdown_stops_work_and_does_not_checkpoint() {
     let mut process = Process::start(&home, 512 << 20);
     process.query("create table t as select 42 a").await;
     let size = std::fs::metadata(home.wal()).expect("a log").len();
-    let endless = process.query("select count(*) from range(1000000000) a, range(1000000000) b where a.range + b.range < 0");
+    let endless =
+        process.query("select count(*) from range(1000000000) a, range(1000000000) b where a.range + b.range < 0");
     let shutdown = async {
         // The endless query has begun when the engine says so.
         loop {
-            let health = begin(&process.socket, "GET", "/health", Default::default(), &[]).await.into_body().collect().await.expect("whole");
+            let health = begin(&process.socket, "GET", "/health", Default::default(), &[])
+                .await
+                .into_body()
+                .collect()
+                .await
+                .expect("whole");
             let health: Value = serde_json::from_slice(&health.to_bytes()).expect("JSON");
             if health["queries"] == 1 {
                 break;
@@ -125,6 +134,19 @@ async fn a_database_that_is_none_is_refused_with_a_reason() {
     std::fs::write(home.db(), b"this is no database, whatever its name says".repeat(1000)).expect("writes");
     let mut process = Process::start(&home, 512 << 20);
     assert_eq!(process.wait(Duration::from_secs(10)).code(), Some(exit::OPEN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_passes_its_memory_limit_by_far_ends_and_keeps_its_commits() {
+    let home = Home::new();
+    let mut process = Process::start(&home, 256 << 20);
+    process.query("create table t as select 42 a").await;
+    // 8 GB in one value, which DuckDB's limit does not see.
+    let sent = begin_or_break(&process.socket, r#"{"sql": "select len(range(1000000000))"}"#).await;
+    assert!(!sent, "the engine answered");
+    assert_eq!(process.wait(Duration::from_secs(20)).code(), Some(exit::MEMORY));
+    let process = Process::start(&home, 256 << 20);
+    assert_eq!(process.query("from t").await["rows"], json!([[42]]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,18 +25,28 @@ async fn a_read_answers_with_rows_and_the_newest_position() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_script_autocommits_and_its_last_commit_is_the_position() {
     let served = Served::start().await;
-    let got = served.query("create table t(a int); insert into t values (1), (2); insert into t values (3) returning a * 10 as b").await;
+    let got = served
+        .query("create table t(a int); insert into t values (1), (2); insert into t values (3) returning a * 10 as b")
+        .await;
     assert_eq!(got.json()["rows"], json!([[30]]));
-    assert_eq!(got.commit(), Point { iteration: 0, wal_bytes: std::fs::metadata(served.home.wal()).expect("a log").len() });
+    assert_eq!(
+        got.commit(),
+        Point { iteration: 0, wal_bytes: std::fs::metadata(served.home.wal()).expect("a log").len() }
+    );
     assert_eq!(served.rows("select count(*) from t").await, json!([[3]]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_script_names_its_statement_and_what_is_committed() {
     let served = Served::start().await;
-    let got = served.query("create table t(a int); insert into t values (1); insert into t values ('x'); insert into t values (2)").await;
+    let got = served
+        .query("create table t(a int); insert into t values (1); insert into t values ('x'); insert into t values (2)")
+        .await;
     let (status, body) = error(&got);
-    assert_eq!((status, &body["code"], &body["statement_index"], &body["committed"]), (422, &json!("sql"), &json!(2), &json!(2)));
+    assert_eq!(
+        (status, &body["code"], &body["statement_index"], &body["committed"]),
+        (422, &json!("sql"), &json!(2), &json!(2))
+    );
     assert_eq!((&body["outcome"], &body["retryable"]), (&json!("committed"), &json!(false)));
     assert_eq!(got.commit().wal_bytes, std::fs::metadata(served.home.wal()).expect("a log").len());
     assert_eq!(served.rows("select count(*) from t").await, json!([[1]]));
@@ -68,11 +78,17 @@ async fn what_users_paste_first_is_answered_as_done() {
 #[tokio::test(flavor = "multi_thread")]
 async fn parameters_go_to_the_statement_that_takes_them() {
     let served = Served::start().await;
-    let got = served.ask(json!({"sql": "create table t(a int); insert into t values ($a) returning a", "params": {"a": 7}}), &[]).await;
+    let got = served
+        .ask(json!({"sql": "create table t(a int); insert into t values ($a) returning a", "params": {"a": 7}}), &[])
+        .await;
     assert_eq!((got.status, got.json()["rows"].clone()), (200, json!([[7]])), "{got:?}");
     let got = served.ask(json!({"sql": "select ?::int + ?::int", "params": [1, 2]}), &[]).await;
     assert_eq!(got.json()["rows"], json!([[3]]));
-    for body in [json!({"sql": "select ?", "params": []}), json!({"sql": "select 1", "params": [1]}), json!({"sql": "select ?"})] {
+    for body in [
+        json!({"sql": "select ?", "params": []}),
+        json!({"sql": "select 1", "params": [1]}),
+        json!({"sql": "select ?"}),
+    ] {
         let got = served.ask(body.clone(), &[]).await;
         assert_eq!((got.status, &got.json()["code"]), (400, &json!("invalid")), "{body}");
     }
@@ -119,7 +135,9 @@ async fn temporary_objects_end_with_their_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_nextval_that_hides_is_committed_and_its_position_follows_the_rows() {
     let served = Served::start().await;
-    served.query("create sequence s; create macro m() as nextval('s'); create view v as select m() n from range(100000)").await;
+    served
+        .query("create sequence s; create macro m() as nextval('s'); create view v as select m() n from range(100000)")
+        .await;
     let size = || std::fs::metadata(served.home.wal()).expect("a log").len();
     let before = size();
     let got = served.query("select max(n) from v").await;
@@ -128,13 +146,29 @@ async fn a_nextval_that_hides_is_committed_and_its_position_follows_the_rows() {
     let got = served.query("select n, repeat('x', 20) from v").await;
     let trailer = got.trailers.get("tarn-commit").expect("a large answer has it in its trailer");
     assert_eq!(trailer.to_str().expect("text"), format!("0.{}", size()));
-    served.query("drop view v; drop macro m; create table g(i int, j bigint as (nextval('s'))); insert into g(i) values (1)").await;
+    served
+        .query(
+            "drop view v; drop macro m; create table g(i int, j bigint as (nextval('s'))); insert into g(i) values (1)",
+        )
+        .await;
     let before = size();
     let got = served.query("from g").await;
     assert!(size() > before && got.commit().wal_bytes == size(), "a generated column hides one too");
     served.query("drop table g").await;
     assert!(served.query("select 1").await.header("tarn-commit").is_none());
     assert!(!served.server.engine().reads_may_write(), "nothing hides any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_does_not_write_through_a_view() {
+    let served = Served::start().await;
+    served.query("create sequence s; create view v as select nextval('s') n; create table t as select 1 a").await;
+    let size = || std::fs::metadata(served.home.wal()).expect("a log").len();
+    let before = size();
+    let got = served.ask(json!({"sql": "from v"}), &[("tarn-role", "reader")]).await;
+    assert_eq!((got.status, got.json()["code"].clone(), size()), (403, json!("forbidden"), before), "{got:?}");
+    let got = served.ask(json!({"sql": "from t"}), &[("tarn-role", "reader")]).await;
+    assert_eq!((got.status, got.json()["rows"].clone()), (200, json!([[1]])));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,7 +212,12 @@ async fn a_failed_request_leaves_no_trace_of_its_key() {
     assert_eq!(served.ask(body, &key).await.json()["outcome"], "none");
     assert_eq!(served.rows("select count(*) from t").await, json!([[0]]));
     assert_eq!(served.ask(json!({"sql": "insert into t values (2)"}), &key).await.status, 200);
-    let got = served.ask(json!({"sql": "begin; insert into t values (3); commit; insert into t values (4)"}), &[("idempotency-key", "z")]).await;
+    let got = served
+        .ask(
+            json!({"sql": "begin; insert into t values (3); commit; insert into t values (4)"}),
+            &[("idempotency-key", "z")],
+        )
+        .await;
     assert_eq!((got.status, &got.json()["code"]), (400, &json!("invalid")));
 }
 
@@ -212,11 +251,15 @@ async fn the_feed_names_every_commit_in_order() {
         let frame = feed.frame().await.expect("goes on").expect("is whole").into_data().expect("data");
         text.push_str(std::str::from_utf8(&frame).expect("text"));
     }
-    let points: Vec<engine::wire::CommitPoint> = text.lines().map(|line| serde_json::from_str(line).expect("a line")).collect();
+    let points: Vec<engine::wire::CommitPoint> =
+        text.lines().map(|line| serde_json::from_str(line).expect("a line")).collect();
     assert_eq!(points.iter().map(|point| point.point()).collect::<Vec<_>>(), expected);
     assert!(points.is_sorted_by_key(|point| point.time_us));
     let health = served.send("GET", "/health", Default::default(), &[]).await.json();
-    assert_eq!((&health["iteration"], &health["wal_bytes"], &health["duckdb_version"]), (&json!(1), &json!(0), &json!("v1.5.5")));
+    assert_eq!(
+        (&health["iteration"], &health["wal_bytes"], &health["duckdb_version"]),
+        (&json!(1), &json!(0), &json!("v1.5.5"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,7 +272,8 @@ async fn concurrent_commits_each_get_their_own_position() {
             tokio::spawn(async move {
                 let mut points = Vec::new();
                 for turn in 0..10 {
-                    points.push(served.query(&format!("insert into t values ({})", worker * 100 + turn)).await.commit());
+                    points
+                        .push(served.query(&format!("insert into t values ({})", worker * 100 + turn)).await.commit());
                 }
                 points
             })
@@ -242,5 +286,8 @@ async fn concurrent_commits_each_get_their_own_position() {
     points.sort();
     points.dedup();
     assert_eq!(points.len(), 80);
-    assert_eq!(points.last().map(|point| point.wal_bytes), Some(std::fs::metadata(served.home.wal()).expect("a log").len()));
+    assert_eq!(
+        points.last().map(|point| point.wal_bytes),
+        Some(std::fs::metadata(served.home.wal()).expect("a log").len())
+    );
 }

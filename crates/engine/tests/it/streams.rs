@@ -7,7 +7,8 @@ use serde_json::json;
 
 use crate::support::Served;
 
-const ENDLESS: &str = r#"{"sql": "select count(*) from range(1000000000) a, range(1000000000) b where a.range + b.range < 0"}"#;
+const ENDLESS: &str =
+    r#"{"sql": "select count(*) from range(1000000000) a, range(1000000000) b where a.range + b.range < 0"}"#;
 
 async fn running(served: &Served) -> usize {
     served.server.engine().queries.len()
@@ -16,7 +17,8 @@ async fn running(served: &Served) -> usize {
 /// Waits until no query runs; fails after `limit`.
 async fn idle_within(served: &Served, limit: Duration) {
     let queries = served.server.engine().queries.clone();
-    let idle = tokio::task::spawn_blocking(move || queries.wait_until_idle(Instant::now() + limit)).await.expect("waits");
+    let idle =
+        tokio::task::spawn_blocking(move || queries.wait_until_idle(Instant::now() + limit)).await.expect("waits");
     assert!(idle, "queries still run after {limit:?}");
 }
 
@@ -31,7 +33,8 @@ async fn an_error_after_the_first_byte_breaks_the_body() {
     let served = Served::start().await;
     let sql = "select repeat('x', 100), if(i < 3000000, 1, error('late')) from range(6000000) t(i)";
     for accept in ["application/json", "text/csv", "application/x-ndjson", "application/vnd.apache.arrow.stream"] {
-        let response = served.begin("POST", "/query", json!({ "sql": sql }).to_string().into(), &[("accept", accept)]).await;
+        let response =
+            served.begin("POST", "/query", json!({ "sql": sql }).to_string().into(), &[("accept", accept)]).await;
         assert_eq!(response.status(), 200);
         assert!(response.into_body().collect().await.is_err(), "{accept} ended as if whole");
     }
@@ -51,7 +54,10 @@ async fn a_time_out_stops_a_query_and_says_so() {
     let started = Instant::now();
     let body = ENDLESS.replace('}', r#", "timeout_ms": 200}"#);
     let got = served.send("POST", "/query", body.into(), &[]).await;
-    assert_eq!((got.status, got.json()["code"].clone(), got.json()["outcome"].clone()), (504, json!("timeout"), json!("none")));
+    assert_eq!(
+        (got.status, got.json()["code"].clone(), got.json()["outcome"].clone()),
+        (504, json!("timeout"), json!("none"))
+    );
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
@@ -116,7 +122,10 @@ async fn a_checkpoint_waits_for_writers_and_holds_off_new_ones() {
     };
     let (written, checkpointed) = tokio::join!(served.query(slow), checkpoint);
     assert_eq!((written.status, checkpointed.status), (200, 200), "{checkpointed:?}");
-    assert_eq!(served.query("insert into t values (2)").await.commit().iteration, checkpointed.json()["iteration"].as_u64().expect("a number"));
+    assert_eq!(
+        served.query("insert into t values (2)").await.commit().iteration,
+        checkpointed.json()["iteration"].as_u64().expect("a number")
+    );
     assert_eq!(served.rows("select sum(a)::int from t").await, json!([[3]]));
     assert!(!served.home.dir.path().join("mart.db.wal.checkpoint").exists());
 }
@@ -133,7 +142,8 @@ async fn an_old_reader_refuses_a_checkpoint_until_it_is_aborted() {
     let refused = served.send("POST", "/checkpoint", r#"{"reader_wait_ms": 100}"#.into(), &[]).await;
     assert_eq!((refused.status, refused.json()["code"].clone()), (409, json!("conflict")));
     assert!(served.query("insert into t values (7)").await.status == 200, "writers go on after a refusal");
-    let done = served.send("POST", "/checkpoint", r#"{"reader_wait_ms": 100, "abort_readers": true}"#.into(), &[]).await;
+    let done =
+        served.send("POST", "/checkpoint", r#"{"reader_wait_ms": 100, "abort_readers": true}"#.into(), &[]).await;
     assert_eq!((done.status, done.json()["iteration"].clone()), (200, json!(1)), "{done:?}");
     while let Some(frame) = body.frame().await {
         if frame.is_err() {

@@ -145,9 +145,16 @@ impl Served {
     }
 }
 
-pub async fn begin(socket: &Path, method: &str, path: &str, body: Bytes, headers: &[(&str, &str)]) -> Response<Incoming> {
+pub async fn begin(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: Bytes,
+    headers: &[(&str, &str)],
+) -> Response<Incoming> {
     let stream = tokio::net::UnixStream::connect(socket).await.expect("connects");
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("shakes hands");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("shakes hands");
     tokio::spawn(connection);
     let mut request = Request::builder().method(method).uri(path).header("host", "engine").header("te", "trailers");
     if !headers.iter().any(|(name, _)| *name == "tarn-role") {
@@ -157,6 +164,17 @@ pub async fn begin(socket: &Path, method: &str, path: &str, body: Bytes, headers
         request = request.header(*name, *value);
     }
     sender.send_request(request.body(Full::new(body)).expect("a request")).await.expect("answers")
+}
+
+/// Sends a query to an engine that may end meanwhile; was there an answer?
+pub async fn begin_or_break(socket: &Path, body: &'static str) -> bool {
+    let stream = tokio::net::UnixStream::connect(socket).await.expect("connects");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("shakes hands");
+    tokio::spawn(connection);
+    let request =
+        Request::post("/query").header("host", "engine").body(Full::new(Bytes::from(body))).expect("a request");
+    sender.send_request(request).await.is_ok()
 }
 
 impl Got {

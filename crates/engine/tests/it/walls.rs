@@ -24,11 +24,19 @@ fn gateway() -> (String, Receiver<String>) {
                 let mut lines = BufReader::new(stream.try_clone().expect("clones")).lines();
                 let mut stream = stream;
                 while let Some(Ok(first)) = lines.next() {
-                    let signed = lines.by_ref().map_while(Result::ok).take_while(|line| !line.is_empty()).filter(|line| line.contains("KEYID")).count() > 0;
+                    let signed = lines
+                        .by_ref()
+                        .map_while(Result::ok)
+                        .take_while(|line| !line.is_empty())
+                        .filter(|line| line.contains("KEYID"))
+                        .count()
+                        > 0;
                     let body = if first.starts_with("HEAD") { "" } else { "a,b\n1,x\n" };
                     let status = if first.contains("/sm-acme-raw/t.csv") { "200 OK" } else { "404 Not Found" };
                     let _ = asked.send(format!("{first} signed={signed}"));
-                    let head = format!("HTTP/1.1 {status}\r\ncontent-length: 8\r\naccept-ranges: bytes\r\netag: \"1\"\r\nlast-modified: Sun, 22 Nov 2026 00:00:00 GMT\r\n\r\n");
+                    let head = format!(
+                        "HTTP/1.1 {status}\r\ncontent-length: 8\r\naccept-ranges: bytes\r\netag: \"1\"\r\nlast-modified: Sun, 22 Nov 2026 00:00:00 GMT\r\n\r\n"
+                    );
                     if stream.write_all((head + body).as_bytes()).is_err() {
                         return;
                     }
@@ -57,9 +65,16 @@ async fn with_gateway() -> (Served, Receiver<String>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn s3_goes_to_the_gateway_signed_and_only_within_the_scopes() {
     let (served, requests) = with_gateway().await;
-    assert_eq!(served.rows("INSTALL httpfs; LOAD httpfs; select * from read_csv('s3://sm-acme-raw/t.csv')").await, json!([[1, "x"]]));
+    assert_eq!(
+        served.rows("INSTALL httpfs; LOAD httpfs; select * from read_csv('s3://sm-acme-raw/t.csv')").await,
+        json!([[1, "x"]])
+    );
     let seen: Vec<String> = requests.try_iter().collect();
-    assert!(!seen.is_empty() && seen.iter().all(|line| line.ends_with("signed=true") && line.contains("/sm-acme-raw/t.csv")), "{seen:?}");
+    assert!(
+        !seen.is_empty()
+            && seen.iter().all(|line| line.ends_with("signed=true") && line.contains("/sm-acme-raw/t.csv")),
+        "{seen:?}"
+    );
     for url in ["s3://sm-acme-raw-evil/t.csv", "s3://other/t.csv"] {
         let got = served.query(&format!("select * from read_csv('{url}')")).await;
         assert!([403, 422].contains(&got.status), "{got:?}");
