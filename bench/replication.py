@@ -14,6 +14,7 @@ from report import Figure
 
 COPY = "CREATE TABLE {name} AS FROM lineitem"
 RESTORE_ROWS = 32_000_000  # of four incompressible 64-bit columns: a file of 1 GB
+BIG = "default/big"
 ROUNDS = 3
 
 
@@ -25,10 +26,10 @@ def bulk(server, store):
             shutil.copy(data.DATABASE, f"{scratch}/peer.db")
             with duckdb.connect(f"{scratch}/peer.db") as con:
                 peers.append(seconds(lambda: con.execute(COPY.format(name="bulk"))))
-        ours.append(seconds(lambda: server.query(COPY.format(name=f"local_{round_}"), durability="local", timeout_ms=600_000)))
-        server.query(f"DROP TABLE local_{round_}", timeout_ms=600_000)
-        durable.append(seconds(lambda: server.query(COPY.format(name=f"object_{round_}"), timeout_ms=600_000)))
-        server.query(f"DROP TABLE object_{round_}", timeout_ms=600_000)
+        ours.append(seconds(lambda: run(server, COPY.format(name=f"local_{round_}"), durability="local")))
+        run(server, f"DROP TABLE local_{round_}")
+        durable.append(seconds(lambda: run(server, COPY.format(name=f"object_{round_}"))))
+        run(server, f"DROP TABLE object_{round_}")
     ours, durable, peers = min(ours), min(durable), min(peers)
     return [
         (
@@ -44,9 +45,10 @@ def bulk(server, store):
 def restore(server, weed):
     """A mart of 1 GB after the loss of its disk, against fetching all objects of its replica with parallel GETs."""
     columns = ", ".join(f"(random() * 9e18)::BIGINT AS c{i}" for i in range(4))
-    server.query("CREATE OR REPLACE TABLE big AS SELECT " + columns + f" FROM range({RESTORE_ROWS})", mart="default/big", timeout_ms=600_000)
+    server.create_mart(BIG)
+    run(server, "CREATE OR REPLACE TABLE big AS SELECT " + columns + f" FROM range({RESTORE_ROWS})", BIG)
     checksum = "SELECT count(*), bit_xor(c0), bit_xor(c3) FROM big"
-    before = server.query(checksum, mart="default/big", timeout_ms=600_000)["rows"]
+    before = run(server, checksum, BIG)["rows"]
     server.stop()
     # What the page cache holds helps both sides alike.
     fetched, fetch_seconds = fetch_all(weed, "sm-default-analytics", "duckdb/big/")
@@ -54,8 +56,8 @@ def restore(server, weed):
     for _ in range(ROUNDS):
         shutil.rmtree(server.state)
         server.start()
-        times.append(seconds(lambda: server.query("SELECT 1", mart="default/big", timeout_ms=600_000)))
-        assert server.query(checksum, mart="default/big", timeout_ms=600_000)["rows"] == before
+        times.append(seconds(lambda: run(server, "SELECT 1", BIG)))
+        assert run(server, checksum, BIG)["rows"] == before
         server.stop()
     server.start()
     fetch_seconds = min(fetch_seconds, fetch_all(weed, "sm-default-analytics", "duckdb/big/")[1])
@@ -119,6 +121,10 @@ def idle_memory(server):
     fields = dict(line.split(":", 1) for line in status.splitlines())
     resident = int(fields["VmRSS"].split()[0]) / 1024
     return Figure("node, resident", f"{resident:.0f} MB", "", resident, "≤ 60")
+
+
+def run(server, sql, mart=data.MART, **options):
+    return server.query(sql, mart, timeout_ms=600_000, **options)
 
 
 def seconds(work):

@@ -59,7 +59,7 @@ def measure(store, only):
         name = "file store" if store == "file" else "SeaweedFS"
         if store == "file":
             if "idle" in only:
-                server.query("SELECT 1")
+                server.query("SELECT 1", mart=data.MART)
                 yield "Idle", [replication.idle_memory(server)]
             if "selects" in only:
                 yield from statements.selects(server)
@@ -89,7 +89,9 @@ def served(store):
             bucket = server.objects / "sm-default-processed" / "tpch"
             bucket.mkdir(parents=True)
             shutil.copy(data.PARQUET, bucket)
-        yield server.start(), weed
+        server.start()
+        server.create_mart(data.MART)
+        yield server, weed
     finally:
         for part in (server, weed):
             if part:

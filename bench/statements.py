@@ -6,11 +6,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import data
 from report import Figure
 
 SECONDS = "4"
 ROUNDS = 3
-PATH = "/v1/tenants/default/marts/dev/query"
 INSERT = "INSERT INTO events VALUES ({i}, 'something happened')"
 CREATE = "CREATE TABLE events (id BIGINT, what VARCHAR)"
 
@@ -22,7 +22,7 @@ def program(name):
 def load(server, connections, body):
     """One run of the load generator."""
     return run(
-        [program("load"), "--address", server.address, "--path", PATH, "--connections", connections, "--seconds", SECONDS]
+        [program("load"), "--address", server.address, "--path", data.PATH, "--connections", connections, "--seconds", SECONDS]
         + ["--body", json.dumps(body)],
         {**os.environ, "TARN_TOKEN": server.token},
     )
@@ -66,7 +66,7 @@ def selects(server):
 
 def commits(server, store):
     """`local` against in-process with fsync, `object` against `local`, on one file system."""
-    server.query(CREATE)
+    server.query(CREATE, mart=data.MART)
     local, durable, peers = [], [], []
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory(dir=server.root) as scratch:

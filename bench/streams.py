@@ -19,7 +19,7 @@ ROUNDS = 5
 
 def prepare(server):
     sql = "CREATE TABLE IF NOT EXISTS lineitem AS FROM read_parquet('s3://sm-default-processed/tpch/lineitem.parquet')"
-    server.query(sql, timeout_ms=600_000)
+    server.query(sql, mart=data.MART, timeout_ms=600_000)
 
 
 def measure(server):
@@ -48,7 +48,7 @@ def over_http(server, sql):
     connection = http.client.HTTPConnection(server.address)
     connection.request(
         "POST",
-        "/v1/tenants/default/marts/dev/query",
+        data.PATH,
         json.dumps({"sql": sql}),
         {
             "authorization": f"Bearer {server.token}",

@@ -101,6 +101,10 @@ class Server:
         except urllib.error.HTTPError as error:
             raise Refused(error.code, error.read().decode()) from None
 
+    def create_mart(self, mart):
+        tenant, name = mart.split("/")
+        self.request("POST", f"/v1/tenants/{tenant}/marts", {"name": name}).close()
+
     def query(self, sql, mart="default/dev", **options):
         """The contract's JSON answer."""
         tenant, name = mart.split("/")
