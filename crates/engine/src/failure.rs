@@ -105,6 +105,7 @@ impl From<Refused> for Failure {
             RefusedCode::Invalid => Code::Invalid,
             RefusedCode::Forbidden => Code::Forbidden,
             RefusedCode::TooLarge => Code::TooLarge,
+            RefusedCode::Sql => Code::Sql,
         };
         let mut failure = Self::new(code, refused.message).hint(refused.hint);
         failure.statement_index = refused.statement_index;

@@ -59,6 +59,8 @@ pub enum Kind {
     },
     /// Nothing that a client may run; says why.
     Other(&'static str),
+    /// No statement of DuckDB's starts with this word: a typing error, most likely.
+    Unknown(String),
 }
 
 impl Kind {
@@ -83,6 +85,9 @@ impl Kind {
         }
     }
 }
+
+/// How much of an unknown word an error repeats.
+const MAX_SHOWN_CHARS: usize = 40;
 
 /// Cuts a script into statements; empty ones vanish.
 pub fn split(sql: &str) -> Result<Vec<Statement<'_>>, SqlError> {
@@ -155,7 +160,8 @@ impl<'a> Words<'a> {
 
     fn classify(self) -> Kind {
         let Some(first) = first_word(self.sql, self.tokens) else {
-            return Kind::Other("a statement starts with a keyword");
+            let text = self.tokens.first().map(|token| token.text(self.sql)).unwrap_or_default();
+            return Kind::Unknown(text.chars().take(MAX_SHOWN_CHARS).collect());
         };
         match first.to_ascii_lowercase().as_str() {
             "select" | "from" | "values" | "table" | "show" | "describe" | "desc" | "summarize" | "pivot"
@@ -187,7 +193,7 @@ impl<'a> Words<'a> {
             "prepare" | "execute" | "deallocate" => {
                 Kind::Other("PREPARE and EXECUTE are not available; send `params` with the request")
             }
-            _ => Kind::Other("unknown statement"),
+            _ => Kind::Unknown(first.chars().take(MAX_SHOWN_CHARS).collect()),
         }
     }
 
@@ -329,7 +335,7 @@ impl<'a> Words<'a> {
             return Kind::Other("EXPLAIN of EXPLAIN");
         }
         match inner.classify() {
-            Kind::Other(why) => Kind::Other(why),
+            kind @ (Kind::Other(_) | Kind::Unknown(_)) => kind,
             kind => Kind::Explain { analyze, inner: Box::new(kind) },
         }
     }
@@ -436,10 +442,11 @@ mod tests {
             "attach 'x'",
             "explain execute p",
             "(insert into t values (1))",
-            "'x'",
-            "1",
         ] {
             assert!(matches!(kind(sql), Kind::Other(_)), "{sql}");
+        }
+        for sql in ["'x'", "1", "SELEKT 1", "explain SELEKT 1"] {
+            assert!(matches!(kind(sql), Kind::Unknown(_)), "{sql}");
         }
     }
 }

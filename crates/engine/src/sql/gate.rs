@@ -37,6 +37,8 @@ pub enum RefusedCode {
     Forbidden,
     /// The text passes a limit.
     TooLarge,
+    /// No SQL that DuckDB would understand.
+    Sql,
 }
 
 /// Why a script does not run.
@@ -115,7 +117,7 @@ fn check_nesting(words: Words<'_>) -> Result<(), Refused> {
 }
 
 fn check_kind(words: Words<'_>, kind: &Kind, role: Role) -> Result<(), Refused> {
-    if role == Role::Reader && !kind.is_read() && !matches!(kind, Kind::InstallLoad(_)) {
+    if role == Role::Reader && !kind.is_read() && !matches!(kind, Kind::InstallLoad(_) | Kind::Unknown(_)) {
         return Err(Refused::forbidden(
             "a reader may only run statements that read",
             "ask for a token with the role `writer`",
@@ -144,6 +146,12 @@ fn check_kind(words: Words<'_>, kind: &Kind, role: Role) -> Result<(), Refused> 
             _ => Err(Refused::forbidden("only queries, writes and DDL can be explained", "")),
         },
         Kind::Other(why) => Err(Refused::forbidden(*why, "")),
+        Kind::Unknown(word) => Err(Refused {
+            code: RefusedCode::Sql,
+            message: format!("syntax error: no statement starts with `{word}`"),
+            hint: String::new(),
+            statement_index: None,
+        }),
     }
 }
 

@@ -37,6 +37,7 @@ async fn bad_requests_get_the_contracts_errors() {
         ("invalid UTF-8", post(b"{\"sql\": \"SELECT '\xff\xfe'\"}"), "invalid"),
         ("an unknown durability", post(br#"{"sql": "SELECT 1", "durability": "disk"}"#), "invalid"),
         ("bad SQL", sql("SELECT 1 +"), "sql"),
+        ("no SQL", sql("SELEKT 1"), "sql"),
         ("an unknown table", sql("SELECT * FROM nowhere"), "sql"),
         ("300 KB of SQL", sql(&long), "too_large"),
         ("too few parameters", params, "invalid"),
