@@ -51,6 +51,8 @@ pub struct Config {
     pub admin_token: Option<String>,
     /// Limits of every engine.
     pub engine: EngineLimits,
+    /// When marts are checkpointed.
+    pub checkpoints: Checkpoints,
     /// Deadline of a query that names none.
     pub query_timeout: Duration,
     /// How long an answer waits for durability.
@@ -78,6 +80,15 @@ pub struct EngineLimits {
     pub max_queries: usize,
     /// The httpfs extension, if it was found.
     pub httpfs: Option<PathBuf>,
+}
+
+/// When a mart's log is folded into its file.
+#[derive(Debug, Clone, Copy)]
+pub struct Checkpoints {
+    /// Beyond this much log.
+    pub wal_bytes: u64,
+    /// Without a commit for so long.
+    pub idle: Duration,
 }
 
 impl Config {
@@ -120,6 +131,10 @@ impl Config {
             buckets,
             admin_token: layers.optional("admin_token"),
             engine: engine(layers)?,
+            checkpoints: Checkpoints {
+                wal_bytes: layers.bytes("checkpoint_wal")?,
+                idle: Duration::from_millis(layers.parse("checkpoint_idle_ms")?),
+            },
             query_timeout: Duration::from_millis(layers.parse("query_timeout_ms")?),
             durable_wait: Duration::from_millis(layers.parse("durable_wait_ms")?),
             publish: if publish == "none" {

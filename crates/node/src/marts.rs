@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 pub use watcher::{Landed, Live, Phase, Progress, Watcher};
 
-use crate::config::EngineLimits;
+use crate::config::{Checkpoints, EngineLimits};
 use crate::error::{ApiError, Code};
 use crate::gateway::Gateway;
 use crate::names::MartId;
@@ -45,6 +45,8 @@ pub struct Ground {
     pub sockets: SocketDir,
     /// What engines may use.
     pub limits: EngineLimits,
+    /// When their logs are folded.
+    pub checkpoints: Checkpoints,
 }
 
 impl Ground {

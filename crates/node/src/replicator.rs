@@ -25,13 +25,17 @@ use tokio_util::sync::CancellationToken;
 pub use feed::{Feed, FeedError};
 
 use crate::clock::Backoff;
+use crate::config::Checkpoints;
 use crate::marts::{Live, Progress};
 use crate::router::CallError;
 
-/// A mart without a commit for so long is idle.
-const IDLE: Duration = Duration::from_secs(5);
 /// A log smaller than this is not worth a checkpoint.
 const IDLE_WAL_BYTES: u64 = 1 << 20;
+/// The object store has been away so long, and the log grown to so many times its limit: then it is folded all the same.
+const AWAY: Duration = Duration::from_secs(30);
+const OVERRUN: u64 = 4;
+/// How often an overrun is looked for.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long writers may be held off for everything to be shipped before a checkpoint.
 const QUIET: Duration = Duration::from_secs(2);
 /// How long a checkpoint waits for running transactions and old readers.
@@ -69,6 +73,8 @@ pub struct Replicator<'a> {
     pub hold: &'a watch::Sender<bool>,
     /// Ends it, after the engine was asked to end.
     pub stop: &'a CancellationToken,
+    /// When the log is folded.
+    pub checkpoints: Checkpoints,
 }
 
 /// What is waiting to be shipped and what is planned.
@@ -78,6 +84,8 @@ struct Plan {
     idle_at: Instant,
     not_before: Instant,
     refused_since: Option<Instant>,
+    /// Since when nothing more has reached the object store, if something waits to.
+    stuck_since: Option<Instant>,
 }
 
 impl Replicator<'_> {
@@ -88,27 +96,68 @@ impl Replicator<'_> {
         let mut plan = Plan {
             pending: vec![first],
             base_due: self.shipper.needs_base().then_some(first.iteration),
-            idle_at: now + IDLE,
+            idle_at: now + self.checkpoints.idle,
             not_before: now,
             refused_since: None,
+            stuck_since: None,
         };
         self.announce(Some(&first));
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         loop {
-            match self.step(&mut plan).await {
+            let (stop, overrun) = (self.stop, self.overrun(&plan));
+            let stepped = tokio::select! {
+                biased;
+                stepped = self.step(&mut plan) => stepped,
+                // A store that does not answer must not keep the mart from closing.
+                () = stop.cancelled() => return self.last(plan).await,
+                () = overrun => self.checkpoint_behind(&mut plan).await.map(|()| None),
+            };
+            match stepped {
                 Ok(Some(end)) => return end,
-                Ok(None) => backoff.success(),
+                Ok(None) => {
+                    plan.stuck_since = None;
+                    backoff.success();
+                }
                 Err(error) if error.is_transient() => {
+                    plan.stuck_since.get_or_insert_with(Instant::now);
                     let wait = backoff.after_failure();
                     tracing::warn!(%error, waiting = plan.pending.len(), ?wait, "commits are not shipped; trying again");
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
-                        () = self.stop.cancelled() => return self.last(plan).await,
+                        () = stop.cancelled() => return self.last(plan).await,
                     }
                 }
                 Err(error) => return End::Replica(error),
             }
         }
+    }
+
+    /// Waits until the log on disk has grown far over its limit and nothing of it has been shipped for long. Never, if a base is due:
+    /// there is no further checkpoint before it.
+    fn overrun(&self, plan: &Plan) -> impl Future<Output = ()> + use<> {
+        let wal = self.live.dir.join(replica::WAL_FILE);
+        let limit = self.shipper.wal_bytes() + OVERRUN * self.checkpoints.wal_bytes;
+        let possible = plan.base_due.is_none() && !self.shipper.needs_base();
+        let from = plan.stuck_since.unwrap_or_else(Instant::now) + AWAY;
+        async move {
+            if !possible {
+                return std::future::pending().await;
+            }
+            tokio::time::sleep_until(from).await;
+            while std::fs::metadata(&wal).map_or(0, |found| found.len()) <= limit {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+
+    /// Checkpoints although the store is away: what was not shipped is never a position of its own, and the next base covers it.
+    async fn checkpoint_behind(&mut self, plan: &mut Plan) -> Result<(), Error> {
+        tracing::warn!("the object store is away and the log over its limit: folding it before it is shipped");
+        let held = Held::new(self.hold);
+        self.shipper.begin_checkpoint_behind().await?;
+        self.ask_for_checkpoint(plan, true).await;
+        drop(held);
+        Ok(())
     }
 
     /// One thing at a time: a base that is due, commits, a checkpoint, or waiting for either.
@@ -117,7 +166,7 @@ impl Replicator<'_> {
         if self.checkpoint_wanted(plan) {
             return self.checkpoint(plan).await.map(|()| None);
         }
-        let wake = match self.shipper.wal_bytes() > IDLE_WAL_BYTES || self.shipper.wants_checkpoint() {
+        let wake = match self.worth_folding() || self.over_limit() {
             true => plan.idle_at.max(plan.not_before),
             false => Instant::now() + Duration::from_secs(3600),
         };
@@ -138,7 +187,7 @@ impl Replicator<'_> {
     fn collect(&mut self, plan: &mut Plan) {
         let points = self.feed.take();
         if let Some(newest) = points.last() {
-            plan.idle_at = Instant::now() + IDLE;
+            plan.idle_at = Instant::now() + self.checkpoints.idle;
             self.announce(Some(newest));
         }
         plan.pending.extend(points);
@@ -184,8 +233,16 @@ impl Replicator<'_> {
 
     fn checkpoint_wanted(&self, plan: &Plan) -> bool {
         let now = Instant::now();
-        let idle = now >= plan.idle_at && self.shipper.wal_bytes() > IDLE_WAL_BYTES;
-        now >= plan.not_before && (idle || self.shipper.wants_checkpoint())
+        let idle = now >= plan.idle_at && self.worth_folding();
+        now >= plan.not_before && (idle || self.over_limit())
+    }
+
+    fn worth_folding(&self) -> bool {
+        self.shipper.wal_bytes() > IDLE_WAL_BYTES.min(self.checkpoints.wal_bytes)
+    }
+
+    fn over_limit(&self) -> bool {
+        self.shipper.wal_bytes() > self.checkpoints.wal_bytes || self.shipper.wants_checkpoint()
     }
 
     /// Holds writers back, ships the rest, checkpoints, and makes the base due.
@@ -196,24 +253,30 @@ impl Replicator<'_> {
             return Ok(());
         }
         let patience_over = plan.refused_since.is_some_and(|since| since.elapsed() > READER_PATIENCE);
+        let abort_readers = patience_over || self.shipper.wal_bytes() > ABORT_WAL_BYTES;
+        self.ask_for_checkpoint(plan, abort_readers).await;
+        drop(held);
+        Ok(())
+    }
+
+    /// The checkpoint was announced and writers are held: runs it.
+    async fn ask_for_checkpoint(&mut self, plan: &mut Plan, abort_readers: bool) {
         let request = wire::CheckpointRequest {
             reader_wait_ms: u64::try_from(READER_WAIT.as_millis()).unwrap_or(u64::MAX),
-            abort_readers: patience_over || self.shipper.wal_bytes() > ABORT_WAL_BYTES,
+            abort_readers,
         };
         let answer = self.live.engine.client().call::<_, wire::CheckpointAnswer>("/checkpoint", &request).await;
-        drop(held);
         match answer {
             Ok(answer) => {
                 tracing::info!(iteration = answer.iteration, stall_ms = answer.stall_ms, "checkpoint");
                 plan.base_due = Some(answer.iteration);
                 plan.refused_since = None;
-                plan.idle_at = Instant::now() + IDLE;
+                plan.idle_at = Instant::now() + self.checkpoints.idle;
             }
             Err(CallError::Refused { message, .. }) => self.refused(plan, &message),
             // The engine is going or gone; its feed will say so.
             Err(error) => self.refused(plan, &error.to_string()),
         }
-        Ok(())
     }
 
     /// Ships until the log on disk holds nothing more, with new writers held back; false if running ones take too long.
@@ -266,7 +329,7 @@ impl Replicator<'_> {
 impl Plan {
     fn empty() -> Self {
         let now = Instant::now();
-        Self { pending: Vec::new(), base_due: None, idle_at: now, not_before: now, refused_since: None }
+        Self { pending: Vec::new(), base_due: None, idle_at: now, not_before: now, refused_since: None, stuck_since: None }
     }
 }
 

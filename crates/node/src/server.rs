@@ -94,6 +94,7 @@ impl Server {
             gateway: Gateway::start(stores).await.map_err(system("can't start the S3 gateway"))?,
             sockets: SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?,
             limits: config.engine.clone(),
+            checkpoints: config.checkpoints,
         };
         if ground.limits.httpfs.is_none() {
             tracing::warn!(

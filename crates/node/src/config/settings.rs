@@ -168,6 +168,18 @@ pub const SETTINGS: &[Setting] = &[
         "How long, in milliseconds, an answer waits for its commit to be in the object store before it says `not_yet_durable`.",
     ),
     value(
+        "checkpoint_wal",
+        &["TARN_CHECKPOINT_WAL"],
+        "64MB",
+        "A mart's log is folded into its file beyond this size. More makes fewer pauses of writers, and longer restores and starts.",
+    ),
+    value(
+        "checkpoint_idle_ms",
+        &["TARN_CHECKPOINT_IDLE_MS"],
+        "5000",
+        "A mart without a commit for so many milliseconds is checkpointed if its log is over 1MB (or over `checkpoint_wal`).",
+    ),
+    value(
         "extension_dir",
         &["TARN_EXTENSION_DIR"],
         "",

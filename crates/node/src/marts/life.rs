@@ -145,8 +145,15 @@ impl Life {
             Some(Err(trouble)) => return trouble,
             None => return Trouble::Stopped,
         };
-        let replicator =
-            Replicator { live: &live, feed, shipper, progress: &self.progress, hold: &self.hold, stop: &self.stop };
+        let replicator = Replicator {
+            live: &live,
+            feed,
+            shipper,
+            progress: &self.progress,
+            hold: &self.hold,
+            stop: &self.stop,
+            checkpoints: self.ground.checkpoints,
+        };
         self.phase.send_replace(Phase::Ready(live.clone()));
         let asked_to_end = async {
             self.stop.cancelled().await;
