@@ -124,6 +124,8 @@ pub struct Queries {
 struct Running {
     queries: HashMap<Uuid, Arc<Query>>,
     closed: bool,
+    /// When the watchdog looks again by itself.
+    next_look: Option<Instant>,
 }
 
 /// A query's place among the running ones, until dropped.
@@ -158,7 +160,8 @@ impl Queries {
             return Err(NotStarted::Taken);
         }
         running.queries.insert(id, query.clone());
-        if deadline.is_some() {
+        // Most deadlines are later than the watchdog's next look.
+        if deadline.is_some_and(|deadline| running.next_look.is_none_or(|look| deadline < look)) {
             self.changed.notify_all();
         }
         Ok(Ticket { queries: self.clone(), query })
@@ -225,6 +228,8 @@ impl Queries {
                     next = Some(next.map_or(deadline, |next| next.min(deadline)));
                 }
             }
+            // One that ended may leave an early look behind; it finds nothing and goes on.
+            running.next_look = next;
             running = match next {
                 Some(next) => {
                     let wait = next.saturating_duration_since(now).max(Duration::from_millis(1));

@@ -67,7 +67,10 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/queries/{id}", axum::routing::delete(query::cancel))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
-        .fallback(|| async { ApiError::new(Code::NotFound, "no such path").hint("a mart's calls lie under `/v1/tenants/{tenant}/marts/{mart}/`") })
+        .fallback(|| async {
+            ApiError::new(Code::NotFound, "no such path")
+                .hint("a mart's calls lie under `/v1/tenants/{tenant}/marts/{mart}/`")
+        })
         .method_not_allowed_fallback(|| async { ApiError::new(Code::Invalid, "this path does not take this method") })
         .layer(from_fn(with_request_id))
         .layer(DefaultBodyLimit::disable())

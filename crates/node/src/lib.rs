@@ -1,13 +1,15 @@
 //! The node: one process that routes tenants' requests to the engines of their marts, keeps every mart's replica in object
 //! storage, and speaks S3 to the engines. It never decodes a result and never opens a mart's files with DuckDB.
 //!
-//! Dependencies point one way: `cli`, `http` → `auth`, `control` → `marts` → `supervisor`, `replicator` → `stores`.
+//! Dependencies point one way: `cli`, `http` → `auth`, `control`, `router` → `marts` → `replicator` → `watcher` → `supervisor` →
+//! `engine_client`; `stores` and `gateway` stand beside them.
 
 pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod engine_client;
 pub mod error;
 pub mod gateway;
 pub mod http;
@@ -19,3 +21,4 @@ pub mod router;
 pub mod server;
 pub mod stores;
 pub mod supervisor;
+pub mod watcher;

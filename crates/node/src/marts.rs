@@ -6,7 +6,6 @@
 //! **Invariant:** at most one task per mart; a mart's files are touched only by the task that holds the mart's lock.
 
 mod life;
-mod watcher;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,14 +18,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-pub use watcher::{Landed, Live, Phase, Progress, Watcher};
-
 use crate::config::{Checkpoints, EngineLimits};
 use crate::error::{ApiError, Code};
 use crate::gateway::Gateway;
 use crate::names::MartId;
 use crate::stores::{BucketStores, StoreError};
 use crate::supervisor::SocketDir;
+use crate::watcher::{Landed, Live, Phase, Progress, Watcher};
 
 /// A write waits so long for a checkpoint to begin.
 const HOLD_WAIT: Duration = Duration::from_secs(20);
@@ -127,11 +125,12 @@ impl Marts {
         let mart = Arc::new(OpenMart {
             id: id.clone(),
             incarnation,
-            watcher: Watcher { phase: phases, progress: progresses },
+            watcher: Watcher::new(phases, progresses),
             hold: held,
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
         });
+        let waiters = mart.watcher.waiters();
         let before = open.insert(id.clone(), mart.clone());
         let life = life::Life {
             ground: self.ground.clone(),
@@ -139,6 +138,7 @@ impl Marts {
             incarnation,
             phase,
             progress,
+            waiters,
             hold,
             stop: mart.stop.clone(),
         };
@@ -235,6 +235,6 @@ impl OpenMart {
     /// A mart that closed for a passing reason is opened anew by the next request. One that was fenced stays closed: taking it back
     /// from a node that serves it would only move the quarrel there.
     fn can_be_opened_anew(&self) -> bool {
-        matches!(&*self.watcher.phase.borrow(), Phase::Closed(error) if error.code != Code::Fenced)
+        self.watcher.closed().is_some_and(|error| error.code != Code::Fenced)
     }
 }

@@ -27,7 +27,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
-use crate::marts::{OpenMart, Watcher};
+use crate::marts::OpenMart;
+use crate::watcher::Watcher;
 
 /// Changes are gathered for so long at least.
 const GATHER: Duration = Duration::from_millis(500);

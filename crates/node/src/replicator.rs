@@ -26,9 +26,12 @@ pub use feed::{Feed, FeedError};
 
 use crate::clock::Backoff;
 use crate::config::Checkpoints;
-use crate::marts::{Live, Progress};
-use crate::router::CallError;
+use crate::engine_client::CallError;
+use crate::watcher::{Live, Progress};
 
+/// Commits for which nobody waits share a record with those that come within this time. It bounds what a lost disk takes along of
+/// `local` acknowledgements.
+const GATHER: Duration = Duration::from_millis(25);
 /// A log smaller than this is not worth a checkpoint.
 const IDLE_WAL_BYTES: u64 = 1 << 20;
 /// The object store has been away so long, and the log grown to so many times its limit: then it is folded all the same.
@@ -69,6 +72,8 @@ pub struct Replicator<'a> {
     pub shipper: &'a mut Shipper,
     /// Who wants to know.
     pub progress: &'a watch::Sender<Progress>,
+    /// How many requests wait for commits to be in the object store.
+    pub waiters: watch::Receiver<usize>,
     /// True holds writers back before they reach the engine.
     pub hold: &'a watch::Sender<bool>,
     /// Ends it, after the engine was asked to end.
@@ -177,6 +182,7 @@ impl Replicator<'_> {
                     return Ok(Some(End::Engine));
                 }
                 self.collect(plan);
+                self.gather(plan).await;
             }
             () = self.stop.cancelled() => return Ok(Some(self.last(std::mem::replace(plan, Plan::empty())).await)),
             () = tokio::time::sleep_until(wake) => {}
@@ -191,6 +197,23 @@ impl Replicator<'_> {
             self.announce(Some(newest));
         }
         plan.pending.extend(points);
+    }
+
+    /// While nobody waits, waits for more commits: each record costs the disk that commits need too.
+    async fn gather(&mut self, plan: &mut Plan) {
+        let awaited = async {
+            if self.waiters.wait_for(|count| *count > 0).await.is_err() {
+                // Nobody is left who could wait.
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            biased;
+            () = awaited => {}
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(GATHER) => {}
+        }
+        self.collect(plan);
     }
 
     /// Ships the base that is due, then all commits that wait.
@@ -329,7 +352,14 @@ impl Replicator<'_> {
 impl Plan {
     fn empty() -> Self {
         let now = Instant::now();
-        Self { pending: Vec::new(), base_due: None, idle_at: now, not_before: now, refused_since: None, stuck_since: None }
+        Self {
+            pending: Vec::new(),
+            base_due: None,
+            idle_at: now,
+            not_before: now,
+            refused_since: None,
+            stuck_since: None,
+        }
     }
 }
 

@@ -5,7 +5,6 @@
 //!
 //! **Invariant:** no byte of an answer that reports a commit leaves under `durability=object` before that commit is in the object store.
 
-mod client;
 mod held;
 
 use std::time::Duration;
@@ -22,11 +21,11 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use client::{CallError, ClientError, EngineBody, EngineClient, request};
-
+use crate::engine_client::{ClientError, request};
 use crate::error::{ApiError, Code, Outcome};
-use crate::marts::{Landed, Live, OpenMart};
+use crate::marts::OpenMart;
 use crate::supervisor::{DEAF_MS, exit_reason};
+use crate::watcher::{Landed, Live};
 
 /// Answer header: the position of the request's commit, else the one it read at.
 pub const POSITION: HeaderName = HeaderName::from_static("tarn-position");

@@ -22,8 +22,8 @@ pub use lock::MartLock;
 pub use socket::SocketDir;
 pub use spawn::{DEAF_MS, Launch, SpawnError};
 
+use crate::engine_client::EngineClient;
 use crate::names::MartId;
-use crate::router::EngineClient;
 
 /// A running engine. Dropping it kills the process.
 pub struct Engine {

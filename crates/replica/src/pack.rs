@@ -2,6 +2,7 @@
 //!
 //! Does not decide which blocks to ship. A block's identity is the blake3 of its raw bytes, checked on every read.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -79,8 +80,8 @@ impl PackBuilder {
     }
 }
 
-/// Unpacks and verifies one stored block.
-pub fn unpack(reference: &BlockRef, stored: &[u8], block_bytes: u64) -> Result<Vec<u8>> {
+/// Unpacks and verifies one stored block; borrows it if it was stored as it is.
+pub fn unpack<'a>(reference: &BlockRef, stored: &'a [u8], block_bytes: u64) -> Result<Cow<'a, [u8]>> {
     let corrupt =
         |reason: String| Error::corrupt(reference.pack.as_ref(), format!("block at {}: {reason}", reference.offset));
     if stored.len() != reference.length as usize {
@@ -88,9 +89,9 @@ pub fn unpack(reference: &BlockRef, stored: &[u8], block_bytes: u64) -> Result<V
     }
     let size = usize::try_from(block_bytes).map_err(|_| corrupt("block size".into()))?;
     let block = if reference.raw {
-        stored.to_vec()
+        Cow::Borrowed(stored)
     } else {
-        zstd::bulk::decompress(stored, size).map_err(|error| corrupt(error.to_string()))?
+        Cow::Owned(zstd::bulk::decompress(stored, size).map_err(|error| corrupt(error.to_string()))?)
     };
     if block.len() != size || Hash::of(&block) != reference.hash {
         return Err(corrupt("content does not match its hash".into()));
@@ -180,7 +181,7 @@ mod tests {
         let bytes = pack.finish();
         for (reference, block) in refs.iter().zip([&flat, &noise]) {
             let stored = &bytes[reference.offset as usize..][..reference.length as usize];
-            assert_eq!(&unpack(reference, stored, 1 << 16).expect("whole"), block);
+            assert_eq!(&*unpack(reference, stored, 1 << 16).expect("whole"), block);
             let mut damaged = stored.to_vec();
             damaged[0] ^= 1;
             assert!(matches!(unpack(reference, &damaged, 1 << 16), Err(Error::Corrupt { .. })));

@@ -98,7 +98,7 @@ async fn parameters_go_to_the_statement_that_takes_them() {
 async fn bad_input_is_a_clear_error_and_the_next_request_is_fine() {
     let served = Served::start().await;
     for (body, headers, status) in [
-        (r#"{"sql": "selec 1"}"#.to_owned(), vec![], 403),
+        (r#"{"sql": "selec 1"}"#.to_owned(), vec![], 422),
         (r#"{"sql": "select * from nowhere"}"#.to_owned(), vec![], 422),
         (r#"{"sql": "select 1 +"}"#.to_owned(), vec![], 422),
         (r#"{"sql": ""}"#.to_owned(), vec![], 400),

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Caller, Shared, json, mart_id};
 use crate::error::{ApiError, Code};
-use crate::marts::Landed;
+use crate::watcher::Landed;
 
 /// Longer waits are asked for again.
 const MAX_WAIT: Duration = Duration::from_secs(60);

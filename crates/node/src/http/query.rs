@@ -21,6 +21,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{Caller, Shared, bad_json, json, mart_id, read_body};
+use crate::engine_client;
 use crate::error::{ApiError, Code};
 use crate::marts::OpenMart;
 use crate::router::{self, Ask, Durability};
@@ -148,7 +149,7 @@ pub(super) async fn cancel(
         return Err(unknown());
     }
     let live = mart.live().await?;
-    let mut request = router::request(Method::DELETE, &format!("/queries/{id}"), Bytes::new());
+    let mut request = engine_client::request(Method::DELETE, &format!("/queries/{id}"), Bytes::new());
     let owner = HeaderValue::from_str(&owner).map_err(|_| unknown())?;
     request.headers_mut().insert(header::PRINCIPAL, owner);
     let answer = live.engine.client().send(request).await.map_err(|_| unknown())?;

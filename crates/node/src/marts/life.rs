@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Ground, Live, Phase, Progress};
+use super::Ground;
 use crate::clock::Backoff;
 use crate::error::{ApiError, Code};
 use crate::gateway;
@@ -28,6 +28,7 @@ use crate::names::MartId;
 use crate::replicator::{End, Feed, FeedError, Replicator};
 use crate::stores::StoreError;
 use crate::supervisor::{Engine, Launch, MartLock, SpawnError};
+use crate::watcher::{Live, Phase, Progress};
 
 /// Running queries have this long to end when their mart closes.
 const GRACE: Duration = Duration::from_secs(5);
@@ -39,6 +40,7 @@ pub(super) struct Life {
     pub incarnation: Uuid,
     pub phase: watch::Sender<Phase>,
     pub progress: watch::Sender<Progress>,
+    pub waiters: watch::Receiver<usize>,
     pub hold: watch::Sender<bool>,
     pub stop: CancellationToken,
 }
@@ -150,6 +152,7 @@ impl Life {
             feed,
             shipper,
             progress: &self.progress,
+            waiters: self.waiters.clone(),
             hold: &self.hold,
             stop: &self.stop,
             checkpoints: self.ground.checkpoints,

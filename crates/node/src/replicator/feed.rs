@@ -14,7 +14,7 @@ use replica::CommitPoint;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::router::{ClientError, EngineBody, EngineClient, request};
+use crate::engine_client::{ClientError, EngineBody, EngineClient, request};
 
 /// Points kept while the object store is away.
 const MAX_POINTS: usize = 100_000;

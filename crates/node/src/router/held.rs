@@ -13,8 +13,9 @@ use http::HeaderMap;
 use http_body::Frame;
 use http_body_util::{BodyStream, StreamBody};
 
-use super::{Durability, EngineBody, Held, Moment};
-use crate::marts::{Landed, Watcher};
+use super::{Durability, Held, Moment};
+use crate::engine_client::EngineBody;
+use crate::watcher::{Landed, Watcher};
 
 type Piece = Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>;
 

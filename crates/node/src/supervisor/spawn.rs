@@ -14,8 +14,8 @@ use tokio::process::Command;
 
 use super::{Engine, MartLock, SocketDir, exit_reason};
 use crate::config::EngineLimits;
+use crate::engine_client::EngineClient;
 use crate::names::MartId;
-use crate::router::EngineClient;
 
 /// Opening replays the log, which takes a while after a large one.
 const OPEN_DEADLINE: Duration = Duration::from_secs(300);

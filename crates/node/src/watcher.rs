@@ -62,8 +62,9 @@ pub enum Landed {
 /// An observer of a mart; cheap to clone.
 #[derive(Clone)]
 pub struct Watcher {
-    pub(super) phase: watch::Receiver<Phase>,
-    pub(super) progress: watch::Receiver<Progress>,
+    phase: watch::Receiver<Phase>,
+    progress: watch::Receiver<Progress>,
+    waiters: watch::Sender<usize>,
 }
 
 /// A request waits so long for a mart that is being opened; a restore may take longer.
@@ -72,6 +73,11 @@ const OPEN_WAIT: Duration = Duration::from_secs(60);
 const RESTART_WAIT: Duration = Duration::from_secs(2);
 
 impl Watcher {
+    /// Of the mart whose task has the other ends.
+    pub fn new(phase: watch::Receiver<Phase>, progress: watch::Receiver<Progress>) -> Self {
+        Self { phase, progress, waiters: watch::channel(0).0 }
+    }
+
     /// The mart's engine, once it takes requests.
     pub async fn live(&self) -> Result<Arc<Live>, ApiError> {
         if let Phase::Ready(live) = &*self.phase.borrow() {
@@ -103,6 +109,10 @@ impl Watcher {
 
     /// Waits until a commit is in the object store.
     pub async fn landed(&self, position: Position, wait: Duration) -> Landed {
+        if self.landed_now(Some(position)) == Landed::Durable {
+            return Landed::Durable;
+        }
+        let _waiting = Waiting::among(&self.waiters);
         let mut progress = self.progress.clone();
         let settled = progress.wait_for(|progress| judge(progress, position) != Landed::Late || progress.closed);
         match tokio::time::timeout(wait, settled).await {
@@ -120,14 +130,49 @@ impl Watcher {
         position.map_or(Landed::Durable, |position| judge(&self.progress.borrow(), position))
     }
 
+    /// Why the mart is not open any more, if it is not.
+    pub fn closed(&self) -> Option<ApiError> {
+        match &*self.phase.borrow() {
+            Phase::Closed(error) => Some(error.clone()),
+            _ => None,
+        }
+    }
+
     /// Changes of the progress.
     pub fn subscribe(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
 
+    /// How many wait for a commit to be in the object store.
+    pub fn waiters(&self) -> watch::Receiver<usize> {
+        self.waiters.subscribe()
+    }
+
     /// How far the replica has come.
     pub fn progress(&self) -> Progress {
         *self.progress.borrow()
+    }
+}
+
+/// One that waits for durability, until dropped.
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waiting<'a> {
+    fn among(waiters: &'a watch::Sender<usize>) -> Self {
+        waiters.send_if_modified(|count| {
+            *count += 1;
+            *count == 1
+        });
+        Self(waiters)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_if_modified(|count| {
+            *count -= 1;
+            false
+        });
     }
 }
 
@@ -149,7 +194,7 @@ mod tests {
     fn watcher(progress: Progress) -> (watch::Sender<Progress>, Watcher) {
         let (_, phase) = watch::channel(Phase::Opening);
         let (send, progress) = watch::channel(progress);
-        (send, Watcher { phase, progress })
+        (send, Watcher::new(phase, progress))
     }
 
     fn at(text: &str) -> Position {
