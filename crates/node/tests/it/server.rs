@@ -174,6 +174,13 @@ impl TestServer {
         let _ = signal(self.engine_pid(mart), Signal::KILL);
     }
 
+    /// What the kernel says of the node's process: a node that somebody else killed is a zombie.
+    fn state(&self) -> String {
+        let Some(pid) = self.node.as_ref().and_then(Child::id) else { return "not running".into() };
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().find(|line| line.starts_with("State:")).unwrap_or("gone").to_owned()
+    }
+
     /// Was it neither stopped nor killed?
     pub fn is_running(&self) -> bool {
         self.node.is_some()
@@ -200,7 +207,8 @@ impl TestServer {
 
     /// Sends a request and reads its answer whole.
     pub async fn send(&self, request: RequestBuilder) -> Answer {
-        self.requests().try_send(request).await.unwrap_or_else(|error| panic!("no answer: {error:?}\n{}", self.log()))
+        let answer = self.requests().try_send(request).await;
+        answer.unwrap_or_else(|error| panic!("no answer: {error:?}; the node: {}\n{}", self.state(), self.log()))
     }
 
     /// Runs SQL in the dev mart.
