@@ -5,6 +5,7 @@
 //! [`Interrupter`] may be used from another thread at the same time. A result keeps its connection alive.
 
 mod error;
+mod pending;
 mod result;
 
 use std::{
@@ -18,6 +19,7 @@ use std::{
 
 pub use error::{DuckError, ErrorKind};
 use libduckdb_sys as ffi;
+use pending::Pending;
 pub use result::{Chunk, ResultKind, ResultSet};
 
 /// An open DuckDB instance.
@@ -293,22 +295,18 @@ impl Prepared {
 
     /// Starts it; rows are made as they are fetched, so that a result of any size needs little memory.
     pub fn stream(&mut self) -> Result<ResultSet, DuckError> {
-        // SAFETY: the statement is prepared; `ResultSet` destroys the result, also after a failure.
-        unsafe {
-            let mut raw: ffi::duckdb_result = std::mem::zeroed();
-            let state = ffi::duckdb_execute_prepared_streaming(self.raw, &mut raw);
-            ResultSet::adopt(raw, state, self.connection.clone())
-        }
+        let mut pending = Pending(ptr::null_mut());
+        // SAFETY: the statement is prepared; `Pending` destroys the handle, also after a failure.
+        let state = unsafe { ffi::duckdb_pending_prepared_streaming(self.raw, &mut pending.0) };
+        pending.finish(state, self.connection.clone())
     }
 
     /// Runs it to its end and keeps all rows.
     pub fn run(&mut self) -> Result<ResultSet, DuckError> {
+        let mut pending = Pending(ptr::null_mut());
         // SAFETY: as in `stream`.
-        unsafe {
-            let mut raw: ffi::duckdb_result = std::mem::zeroed();
-            let state = ffi::duckdb_execute_prepared(self.raw, &mut raw);
-            ResultSet::adopt(raw, state, self.connection.clone())
-        }
+        let state = unsafe { ffi::duckdb_pending_prepared(self.raw, &mut pending.0) };
+        pending.finish(state, self.connection.clone())
     }
 }
 

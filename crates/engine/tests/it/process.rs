@@ -18,14 +18,14 @@ use serde_json::{Value, json};
 use crate::support::{Home, begin, begin_or_break};
 
 /// An engine in a process of its own.
-struct Process {
+pub struct Process {
     child: Child,
-    socket: PathBuf,
+    pub socket: PathBuf,
     life: Option<UnixStream>,
 }
 
 impl Process {
-    fn start(home: &Home, memory_limit_bytes: u64) -> Self {
+    pub fn start(home: &Home, memory_limit_bytes: u64) -> Self {
         let socket = home.dir.path().join("socket");
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).expect("binds");
@@ -48,12 +48,12 @@ impl Process {
         Self { child, socket, life: Some(life) }
     }
 
-    async fn query(&self, sql: &str) -> Value {
+    pub async fn query(&self, sql: &str) -> Value {
         let response = begin(&self.socket, "POST", "/query", json!({ "sql": sql }).to_string().into(), &[]).await;
         serde_json::from_slice(&response.into_body().collect().await.expect("comes whole").to_bytes()).expect("JSON")
     }
 
-    fn wait(&mut self, limit: Duration) -> ExitStatus {
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
         let deadline = Instant::now() + limit;
         loop {
             match self.child.try_wait().expect("can be asked") {
@@ -63,6 +63,9 @@ impl Process {
             std::thread::yield_now();
         }
     }
+
+    pub fn try_status(&mut self) -> Option<ExitStatus> { self.child.try_wait().expect("x") }
+    pub fn kill(&mut self) { let _ = self.child.kill(); let _ = self.child.wait(); }
 
     fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("runs");
