@@ -30,10 +30,9 @@ impl Pending {
     /// Helps until the result is there, or its first rows if it streams. `started` is what the starting call returned.
     pub fn finish(self, started: ffi::duckdb_state, connection: Arc<RawConnection>) -> Result<ResultSet, DuckError> {
         if started != ffi::DuckDBSuccess {
-            // SAFETY: null or a pending result that holds the message.
-            return Err(unsafe { DuckError::from_c(ffi::duckdb_pending_error(self.0)) });
+            return Err(self.error());
         }
-        self.help();
+        self.help()?;
         // SAFETY: the pending result is valid; `ResultSet` destroys the result, also after a failure.
         unsafe {
             let mut raw: ffi::duckdb_result = std::mem::zeroed();
@@ -42,8 +41,8 @@ impl Pending {
         }
     }
 
-    /// Runs tasks of the statement until none is left; its errors are for the call that takes the result.
-    fn help(&self) {
+    /// Runs tasks of the statement until none is left.
+    fn help(&self) -> Result<(), DuckError> {
         let mut idle = 0;
         loop {
             // SAFETY: the pending result is valid.
@@ -57,8 +56,15 @@ impl Pending {
                         _ => thread::sleep(LONG),
                     }
                 }
-                _ => return,
+                // Here and not from the result: that would wrap the message in one of its own.
+                ffi::duckdb_pending_state_DUCKDB_PENDING_ERROR => return Err(self.error()),
+                _ => return Ok(()),
             }
         }
+    }
+
+    fn error(&self) -> DuckError {
+        // SAFETY: null, or a pending result that holds the message.
+        unsafe { DuckError::from_c(ffi::duckdb_pending_error(self.0)) }
     }
 }
