@@ -280,18 +280,22 @@ impl Shipper {
         blocking(move || local.write(&dir)).await
     }
 
+    /// Whether another writer or a tombstone has taken the next slot: `Fenced`, `Dropped`. Who only reads would not find out else.
+    pub async fn look(&self) -> Result<()> {
+        if self.pending.is_some() {
+            // Settling it will tell.
+            return Ok(());
+        }
+        self.log.get(self.head.slot + 1).await?.map_or(Ok(()), |record| Err(taken(&record)))
+    }
+
     /// Finds out what became of a record whose outcome is unknown. Every call does this first.
     async fn settle(&mut self) -> Result<()> {
         let Some(pending) = &self.pending else { return Ok(()) };
         match self.log.create(pending.header.slot, &pending.bytes).await? {
             Put::Won => {}
-            Put::Lost(record) => {
-                // The slot is another's for good: nothing of ours may be retried there.
-                return Err(match record.header.kind {
-                    Kind::Drop {} => Error::Dropped,
-                    _ => Error::Fenced { epoch: record.header.epoch },
-                });
-            }
+            // The slot is another's for good: nothing of ours may be retried there.
+            Put::Lost(record) => return Err(taken(&record)),
         }
         let Some(Pending { header, hash, effect, .. }) = self.pending.take() else { return Ok(()) };
         let Header { slot, epoch, base_slot, time_us, tip, .. } = header;
@@ -343,6 +347,14 @@ impl Shipper {
             _ => local.image,
         };
         Ok(Local { image, intent: None, ..local })
+    }
+}
+
+/// What it means that the next slot is another's.
+fn taken(record: &Record) -> Error {
+    match record.header.kind {
+        Kind::Drop {} => Error::Dropped,
+        _ => Error::Fenced { epoch: record.header.epoch },
     }
 }
 

@@ -169,3 +169,17 @@ async fn a_missing_old_or_garbage_hint_does_not_matter() {
         assert_restores(&mart, &step("bulk-into-free-blocks")).await;
     }
 }
+
+#[tokio::test]
+async fn a_writer_that_only_looks_finds_out_that_it_was_fenced_or_dropped() {
+    let (mart, old) = lived_until("small").await;
+    old.shipper.look().await.expect("nobody else is there");
+    let elsewhere = mart.elsewhere();
+    let new = elsewhere.open().await.expect("restores");
+    match old.shipper.look().await {
+        Err(Error::Fenced { epoch }) => assert_eq!(epoch, new.shipper.epoch()),
+        other => panic!("{other:?}"),
+    }
+    mart.replica.drop_mart().await.expect("drops");
+    assert!(matches!(new.shipper.look().await, Err(Error::Dropped)));
+}
