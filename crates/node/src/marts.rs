@@ -130,7 +130,7 @@ impl Marts {
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
         });
-        let waiters = mart.watcher.waiters();
+        let (waiters, used) = (mart.watcher.waiters(), mart.watcher.used());
         let before = open.insert(id.clone(), mart.clone());
         let life = life::Life {
             ground: self.ground.clone(),
@@ -139,6 +139,7 @@ impl Marts {
             phase,
             progress,
             waiters,
+            used,
             hold,
             stop: mart.stop.clone(),
         };

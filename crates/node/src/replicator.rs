@@ -14,6 +14,7 @@
 
 mod feed;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use engine::wire;
@@ -35,10 +36,12 @@ const GATHER: Duration = Duration::from_millis(25);
 /// A log smaller than this is not worth a checkpoint.
 const IDLE_WAL_BYTES: u64 = 1 << 20;
 /// The object store has been away so long, and the log grown to so many times its limit: then it is folded all the same.
-const AWAY: Duration = Duration::from_secs(30);
+const AWAY: Duration = Duration::from_secs(10);
 const OVERRUN: u64 = 4;
 /// How often an overrun is looked for.
 const LOOK: Duration = Duration::from_secs(1);
+/// A mart that is used but not written looks so often whether another node has taken it over: as long may its answers be old.
+const OLD_ANSWERS: Duration = Duration::from_secs(5);
 /// How long writers may be held off for everything to be shipped before a checkpoint.
 const QUIET: Duration = Duration::from_secs(2);
 /// How long a checkpoint waits for running transactions and old readers.
@@ -48,6 +51,8 @@ const CHECKPOINT_RETRY: Duration = Duration::from_secs(10);
 /// Readers that stand in the way this long, or with a log this large, are aborted.
 const READER_PATIENCE: Duration = Duration::from_secs(300);
 const ABORT_WAL_BYTES: u64 = 256 << 20;
+/// An engine that has ended is replaced after this long, though its last commits are not shipped: the next one has them in its files.
+const LEFT_BEHIND: Duration = Duration::from_secs(2);
 /// A closing mart has this long to get its last commits out.
 const LAST_SHIP: Duration = Duration::from_secs(30);
 
@@ -74,6 +79,8 @@ pub struct Replicator<'a> {
     pub progress: &'a watch::Sender<Progress>,
     /// How many requests wait for commits to be in the object store.
     pub waiters: watch::Receiver<usize>,
+    /// Set by whoever asks for the engine.
+    pub used: &'a AtomicBool,
     /// True holds writers back before they reach the engine.
     pub hold: &'a watch::Sender<bool>,
     /// Ends it, after the engine was asked to end.
@@ -109,12 +116,18 @@ impl Replicator<'_> {
         self.announce(Some(&first));
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         loop {
-            let (stop, overrun) = (self.stop, self.overrun(&plan));
+            let (stop, live, overrun) = (self.stop, self.live, self.overrun(&plan));
+            let left_behind = async {
+                live.engine.exited().await;
+                tokio::time::sleep(LEFT_BEHIND).await;
+            };
             let stepped = tokio::select! {
                 biased;
                 stepped = self.step(&mut plan) => stepped,
                 // A store that does not answer must not keep the mart from closing.
                 () = stop.cancelled() => return self.last(plan).await,
+                // What it reported is in its files; the next life ships it, and need not wait for the store to answer reads.
+                () = left_behind => return End::Engine,
                 () = overrun => self.checkpoint_behind(&mut plan).await.map(|()| None),
             };
             match stepped {
@@ -130,6 +143,7 @@ impl Replicator<'_> {
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
                         () = stop.cancelled() => return self.last(plan).await,
+                        _ = live.engine.exited() => return End::Engine,
                     }
                 }
                 Err(error) => return End::Replica(error),
@@ -143,7 +157,8 @@ impl Replicator<'_> {
         let wal = self.live.dir.join(replica::WAL_FILE);
         let limit = self.shipper.wal_bytes() + OVERRUN * self.checkpoints.wal_bytes;
         let possible = plan.base_due.is_none() && !self.shipper.needs_base();
-        let from = plan.stuck_since.unwrap_or_else(Instant::now) + AWAY;
+        // After a refusal shipping has its turn, else each new try would cut it off.
+        let from = (plan.stuck_since.unwrap_or_else(Instant::now) + AWAY).max(plan.not_before);
         async move {
             if !possible {
                 return std::future::pending().await;
@@ -159,13 +174,18 @@ impl Replicator<'_> {
     async fn checkpoint_behind(&mut self, plan: &mut Plan) -> Result<(), Error> {
         tracing::warn!("the object store is away and the log over its limit: folding it before it is shipped");
         let held = Held::new(self.hold);
-        self.shipper.begin_checkpoint_behind().await?;
-        self.ask_for_checkpoint(plan, true).await;
+        match self.shipper.begin_checkpoint_behind().await {
+            Ok(()) => self.ask_for_checkpoint(plan, true).await,
+            // A checkpoint ran whose answer was not waited for; its commits say so, and make its base due.
+            Err(Error::Misuse(why)) => self.refused(plan, &why),
+            Err(error) => return Err(error),
+        }
         drop(held);
         Ok(())
     }
 
-    /// One thing at a time: a base that is due, commits, a checkpoint, or waiting for either.
+    /// One thing at a time: a base that is due, commits, a checkpoint, or waiting for either. May be dropped at any await: what was
+    /// taken from the feed is in the plan, and the shipper keeps a record whose outcome is unknown.
     async fn step(&mut self, plan: &mut Plan) -> Result<Option<End>, Error> {
         self.ship(plan).await?;
         if self.checkpoint_wanted(plan) {
@@ -184,10 +204,25 @@ impl Replicator<'_> {
                 self.collect(plan);
                 self.gather(plan).await;
             }
-            () = self.stop.cancelled() => return Ok(Some(self.last(std::mem::replace(plan, Plan::empty())).await)),
             () = tokio::time::sleep_until(wake) => {}
+            error = self.taken_over() => return Err(error),
         }
         Ok(None)
+    }
+
+    /// Waits until another node has the mart. Nobody looks while nobody asks for the mart.
+    async fn taken_over(&self) -> Error {
+        loop {
+            tokio::time::sleep(OLD_ANSWERS).await;
+            if !self.used.swap(false, Ordering::Relaxed) {
+                continue;
+            }
+            match self.shipper.look().await {
+                Ok(()) => {}
+                Err(error) if error.is_transient() => tracing::debug!(%error, "can't look who has the mart"),
+                Err(error) => return error,
+            }
+        }
     }
 
     fn collect(&mut self, plan: &mut Plan) {
@@ -210,7 +245,6 @@ impl Replicator<'_> {
         tokio::select! {
             biased;
             () = awaited => {}
-            () = self.stop.cancelled() => {}
             () = tokio::time::sleep(GATHER) => {}
         }
         self.collect(plan);
@@ -334,6 +368,8 @@ impl Replicator<'_> {
                     Ok(()) if !self.feed.arrived().await => return Ok(()),
                     Ok(()) => self.collect(&mut plan),
                     Err(error) if error.is_transient() => tokio::time::sleep(Duration::from_millis(200)).await,
+                    // A checkpoint may have run whose answer was not waited for: then the engine says more.
+                    Err(Error::Diverged(_)) if self.feed.arrived().await => self.collect(&mut plan),
                     Err(error) => return Err(error),
                 }
             }
@@ -345,20 +381,6 @@ impl Replicator<'_> {
                 tracing::warn!("the object store is away: the last commits stay on this disk until the next start");
                 End::Stopped
             }
-        }
-    }
-}
-
-impl Plan {
-    fn empty() -> Self {
-        let now = Instant::now();
-        Self {
-            pending: Vec::new(),
-            base_due: None,
-            idle_at: now,
-            not_before: now,
-            refused_since: None,
-            stuck_since: None,
         }
     }
 }

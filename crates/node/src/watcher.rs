@@ -1,6 +1,7 @@
 //! What others may know of an open mart: whether its engine is up, and how far its replica has come.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use replica::Position;
@@ -65,6 +66,7 @@ pub struct Watcher {
     phase: watch::Receiver<Phase>,
     progress: watch::Receiver<Progress>,
     waiters: watch::Sender<usize>,
+    used: Arc<AtomicBool>,
 }
 
 /// A request waits so long for a mart that is being opened; a restore may take longer.
@@ -75,11 +77,12 @@ const RESTART_WAIT: Duration = Duration::from_secs(2);
 impl Watcher {
     /// Of the mart whose task has the other ends.
     pub fn new(phase: watch::Receiver<Phase>, progress: watch::Receiver<Progress>) -> Self {
-        Self { phase, progress, waiters: watch::channel(0).0 }
+        Self { phase, progress, waiters: watch::channel(0).0, used: Arc::default() }
     }
 
     /// The mart's engine, once it takes requests.
     pub async fn live(&self) -> Result<Arc<Live>, ApiError> {
+        self.used.store(true, Ordering::Relaxed);
         if let Phase::Ready(live) = &*self.phase.borrow() {
             return Ok(live.clone());
         }
@@ -146,6 +149,11 @@ impl Watcher {
     /// How many wait for a commit to be in the object store.
     pub fn waiters(&self) -> watch::Receiver<usize> {
         self.waiters.subscribe()
+    }
+
+    /// Whether anybody has asked for the engine; whoever acts on it takes it back.
+    pub fn used(&self) -> Arc<AtomicBool> {
+        self.used.clone()
     }
 
     /// How far the replica has come.

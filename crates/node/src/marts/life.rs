@@ -11,6 +11,7 @@
 //! Ends only by its stop token: the engine is asked to end and its last commits are shipped.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use engine::config::GatewayConfig;
@@ -41,6 +42,7 @@ pub(super) struct Life {
     pub phase: watch::Sender<Phase>,
     pub progress: watch::Sender<Progress>,
     pub waiters: watch::Receiver<usize>,
+    pub used: Arc<AtomicBool>,
     pub hold: watch::Sender<bool>,
     pub stop: CancellationToken,
 }
@@ -153,6 +155,7 @@ impl Life {
             shipper,
             progress: &self.progress,
             waiters: self.waiters.clone(),
+            used: &self.used,
             hold: &self.hold,
             stop: &self.stop,
             checkpoints: self.ground.checkpoints,

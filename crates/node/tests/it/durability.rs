@@ -1,71 +1,24 @@
 //! What an answer says about durability, with an S3 server that goes away and comes back.
 
-use std::net::SocketAddr;
-
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::net::TcpStream;
 
-use crate::seaweed::SeaweedFs;
 use crate::server::{Answer, DEV, TOKEN, TestServer};
+use crate::wire::{Way, over_s3};
 
-/// A way to the S3 server that can be cut.
-struct Wire {
-    address: SocketAddr,
-    open: watch::Sender<bool>,
-}
-
-impl Wire {
-    async fn to(target: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
-        let address = listener.local_addr().expect("it is bound");
-        let (open, state) = watch::channel(true);
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(client, target.clone(), state.clone()));
-            }
-        });
-        Self { address, open }
-    }
-}
-
-async fn carry(mut client: TcpStream, target: String, mut open: watch::Receiver<bool>) {
-    if !*open.borrow() {
-        return;
-    }
-    let Ok(mut server) = TcpStream::connect(target).await else { return };
-    tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-        _ = open.wait_for(|open| !open) => {}
-    }
-}
-
-async fn position(server: &TestServer, position: &str, wait_ms: u64) -> Answer {
+pub async fn position(server: &TestServer, position: &str, wait_ms: u64) -> Answer {
     let path = format!("/v1/tenants/default/marts/dev/positions/{position}?wait_ms={wait_ms}");
     server.send(server.request(Method::GET, &path)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_cannot_reach_the_store_is_not_called_durable_and_gets_there_later() {
-    let buckets = ["tarn-control", "sm-default-analytics"].map(|name| name.parse().expect("a legal bucket name"));
-    let weed = SeaweedFs::start(&buckets).await;
-    let wire = Wire::to(weed.endpoint.trim_start_matches("http://").to_owned()).await;
-    let config = weed.config();
-    let endpoint = format!("http://{}", wire.address);
-    let mut server = TestServer::start_with(&[
-        ("TARN_STORE", "s3"),
-        ("DUCKDB_S3_ENDPOINT", &endpoint),
-        ("DUCKDB_S3_REGION", config.region.as_deref().unwrap_or("us-east-1")),
-        ("DUCKDB_ACCESS_KEY_ID", config.access_key_id.as_deref().expect("it has keys")),
-        ("DUCKDB_SECRET_ACCESS_KEY", config.secret_access_key.as_deref().expect("it has keys")),
-        ("TARN_DURABLE_WAIT_MS", "1000"),
-    ])
-    .await;
+    let (_weed, wire, mut server) = over_s3(&[("TARN_DURABLE_WAIT_MS", "1000")]).await;
     assert_eq!(server.query("CREATE TABLE t(a INTEGER)").await.durable.as_deref(), Some("object"));
 
-    wire.open.send_replace(false);
+    wire.set(Way::Cut);
     let local = server.query_in(DEV, json!({"sql": "INSERT INTO t VALUES (1)", "durability": "local"})).await;
     assert_eq!((local.status, local.durable.as_deref()), (StatusCode::OK, Some("local")), "{local:?}");
     let read = server.query("SELECT a FROM t").await;
@@ -76,7 +29,7 @@ async fn a_commit_that_cannot_reach_the_store_is_not_called_durable_and_gets_the
     let at = late.body["position"].as_str().expect("it says where").to_owned();
     assert_eq!(position(&server, &at, 0).await.body["durable"], json!(false));
 
-    wire.open.send_replace(true);
+    wire.set(Way::Open);
     assert_eq!(position(&server, &at, 60_000).await.body["durable"], json!(true));
     server.kill_node().await;
     server.wipe_state();

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -10,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub const TOKEN: &str = "the-admin-token-of-tests";
 pub const DEV: &str = "default/dev";
@@ -24,7 +23,7 @@ pub struct TestServer {
     settings: Vec<(String, String)>,
     node: Option<Child>,
     address: String,
-    log: Arc<Mutex<Vec<String>>>,
+    log: watch::Sender<Vec<String>>,
     http: reqwest::Client,
 }
 
@@ -86,7 +85,8 @@ impl TestServer {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("a plain client");
-        let mut server = Self { dir, settings, node: None, address: String::new(), log: Arc::default(), http };
+        let mut server =
+            Self { dir, settings, node: None, address: String::new(), log: watch::channel(Vec::new()).0, http };
         server.start_again().await;
         server
     }
@@ -118,7 +118,7 @@ impl TestServer {
                 if let Some(address) = line.strip_prefix("tarn serves on http://") {
                     let _ = send.try_send(address.to_owned());
                 }
-                log.lock().expect("nobody panics with it").push(line);
+                log.send_modify(|lines| lines.push(line));
             }
         });
         let address = tokio::time::timeout(PATIENCE, addresses.recv()).await.expect("it starts in time");
@@ -128,6 +128,16 @@ impl TestServer {
 
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
+    }
+
+    /// The directory of a mart's files.
+    pub fn files_dir(&self, mart: &str) -> PathBuf {
+        let entries = std::fs::read_dir(self.state_dir().join("marts").join(mart)).expect("the mart is open");
+        let mut dirs =
+            entries.map(|entry| entry.expect("it is readable").path()).filter(|path| path.join("local.json").exists());
+        let dir = dirs.next().expect("the mart has files");
+        assert_eq!(dirs.next(), None, "only one directory is in use");
+        dir
     }
 
     pub fn objects_dir(&self) -> PathBuf {
@@ -140,7 +150,15 @@ impl TestServer {
 
     /// What node and engines wrote to stderr so far.
     pub fn log(&self) -> String {
-        self.log.lock().expect("nobody panics with it").join("\n")
+        self.log.borrow().join("\n")
+    }
+
+    /// Waits until so many lines of the log hold this text.
+    pub async fn logged(&self, text: &str, times: usize) {
+        let mut log = self.log.subscribe();
+        let there = log.wait_for(|lines| lines.iter().filter(|line| line.contains(text)).count() >= times);
+        let in_time = tokio::time::timeout(PATIENCE, there).await.is_ok();
+        assert!(in_time, "`{text}` is not {times} times in\n{}", self.log());
     }
 
     /// Kills the node's process; its engines end by themselves.
@@ -161,6 +179,16 @@ impl TestServer {
         let text =
             std::fs::read_to_string(self.state_dir().join("marts").join(mart).join("lock")).expect("the mart is open");
         text.split(' ').next().and_then(|pid| pid.parse().ok()).expect("the lock names the engine")
+    }
+
+    /// Process id of the node.
+    pub fn node_pid(&self) -> u32 {
+        self.node.as_ref().and_then(Child::id).expect("it runs")
+    }
+
+    /// Stops a mart's engine in the middle of what it does; it goes on never.
+    pub fn freeze_engine(&self, mart: &str) {
+        signal(self.engine_pid(mart), Signal::STOP).expect("the engine runs");
     }
 
     /// Kills a mart's engine.
@@ -240,6 +268,32 @@ impl Drop for TestServer {
         if std::thread::panicking() {
             eprintln!("--- log of the node\n{}\n---", self.log());
         }
+    }
+}
+
+/// Is there still a process of that number that runs?
+pub fn runs(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
+}
+
+/// Memory of a process that is its own, in bytes.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the kernel says");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+/// Waits until a process has worked for a while longer than now: what it was asked for last is under way.
+pub async fn works(pid: u32) {
+    let ticks = || -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+        let fields: Vec<_> = stat[stat.rfind(')').expect("a name") + 2..].split(' ').collect();
+        fields[11].parse::<u64>().expect("a number")
+    };
+    let before = ticks();
+    while ticks() < before + 20 {
+        tokio::task::yield_now().await;
     }
 }
 
