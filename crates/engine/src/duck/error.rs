@@ -68,10 +68,11 @@ fn kind_of(message: &str) -> ErrorKind {
         ErrorKind::Fatal
     } else if starts(&["INTERRUPT Error"]) {
         ErrorKind::Interrupt
+    } else if starts(&["Out of Memory Error"]) || message.contains("No space left on device") {
+        // Also when it was a COMMIT that found the disk full.
+        ErrorKind::Resources
     } else if starts(&["TransactionContext Error", "Transaction Error", "TransactionManager Error"]) {
         ErrorKind::Transaction
-    } else if starts(&["Out of Memory Error"]) || message.contains("No space left on device") {
-        ErrorKind::Resources
     } else if starts(&["Permission Error"]) {
         ErrorKind::Permission
     } else if starts(&["IO Error", "HTTP Error", "Network Error"]) {

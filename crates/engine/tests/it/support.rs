@@ -166,15 +166,17 @@ pub async fn begin(
     sender.send_request(request.body(Full::new(body)).expect("a request")).await.expect("answers")
 }
 
-/// Sends a query to an engine that may end meanwhile; was there an answer?
-pub async fn begin_or_break(socket: &Path, body: &'static str) -> bool {
-    let stream = tokio::net::UnixStream::connect(socket).await.expect("connects");
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("shakes hands");
+/// A query to an engine that may end meanwhile: its answer, if there was one, with the position of its commit.
+pub async fn ask_or_break(socket: &Path, sql: &str) -> Option<(Value, Option<Point>)> {
+    let stream = tokio::net::UnixStream::connect(socket).await.ok()?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
     tokio::spawn(connection);
-    let request =
-        Request::post("/query").header("host", "engine").body(Full::new(Bytes::from(body))).expect("a request");
-    sender.send_request(request).await.is_ok()
+    let body = Full::new(Bytes::from(json!({ "sql": sql }).to_string()));
+    let request = Request::post("/query").header("host", "engine").header("tarn-role", "writer").body(body);
+    let response = sender.send_request(request.expect("a request")).await.ok()?;
+    let commit = response.headers().get("tarn-commit").and_then(|commit| commit.to_str().ok()?.parse().ok());
+    let body = response.into_body().collect().await.ok()?.to_bytes();
+    Some((serde_json::from_slice(&body).expect("JSON"), commit))
 }
 
 impl Got {
