@@ -364,6 +364,23 @@ mod tests {
         assert_eq!(error.kind, ErrorKind::Interrupt);
     }
 
+    /// Why no plan is kept between requests. Should this fail with a newer DuckDB, that can be thought over.
+    #[test]
+    fn a_plan_that_was_kept_misses_values_that_came_later() {
+        let connection = connection();
+        connection.execute("create table t(i int); insert into t select range from range(100)").expect("runs");
+        let mut parsed = connection.extract("select count(*)::varchar from t where i > 5000").expect("parses");
+        let mut kept = parsed.next().expect("one").prepare().expect("binds");
+        connection.execute("insert into t values (10000)").expect("runs");
+        let mut texts = Vec::new();
+        let mut result = kept.run().expect("runs");
+        while let Some(chunk) = result.next_chunk().expect("runs") {
+            chunk.first_column_text(&mut texts);
+        }
+        assert_eq!(texts, ["0"], "this DuckDB plans again");
+        assert_eq!(connection.column("select count(*)::varchar from t where i > 5000").expect("runs"), ["1"]);
+    }
+
     #[test]
     fn a_text_of_several_statements_runs_them_in_order() {
         let connection = connection();

@@ -14,6 +14,8 @@ use crate::hash::Hash;
 /// A pack is closed once it holds this many bytes.
 pub const PACK_BYTES: usize = 8 << 20;
 const ZSTD_LEVEL: i32 = 1;
+/// Compression that saves less than one part in so many is not worth the time to undo it.
+const LEAST_SAVING: usize = 8;
 const RAW: u32 = 1 << 31;
 
 /// Where a block's bytes are.
@@ -25,7 +27,7 @@ pub struct BlockRef {
     pub offset: u32,
     /// Stored length.
     pub length: u32,
-    /// Stored as it is: compression did not help.
+    /// Stored as it is: compression did not help enough.
     pub raw: bool,
     /// Hash of the raw block.
     pub hash: Hash,
@@ -50,7 +52,9 @@ impl PackBuilder {
 
     /// Appends a block whose hash is known.
     pub fn push(&mut self, block: &[u8], hash: Hash) -> BlockRef {
-        let compressed = zstd::bulk::compress(block, ZSTD_LEVEL).ok().filter(|bytes| bytes.len() < block.len());
+        let compressed = zstd::bulk::compress(block, ZSTD_LEVEL)
+            .ok()
+            .filter(|bytes| bytes.len() < block.len() - block.len() / LEAST_SAVING);
         let raw = compressed.is_none();
         let stored = compressed.as_deref().unwrap_or(block);
         let offset = u32::try_from(self.bytes.len()).expect("a pack is closed at 8 MiB");

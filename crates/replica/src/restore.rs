@@ -17,10 +17,12 @@ use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
-use object_store::ObjectStoreExt;
+use object_store::path::Path as Key;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 
 use crate::error::{Error, Result};
 use crate::hash::Hash;
@@ -38,6 +40,8 @@ use crate::{DB_FILE, WAL_FILE};
 const MERGE_GAP_BYTES: u64 = 256 << 10;
 const MAX_READ_BYTES: u64 = 8 << 20;
 const PARALLEL_READS: usize = 8;
+/// Written bytes are synced while others are still fetched, so that little is left to wait for at the end.
+const SYNC_BYTES: u64 = 64 << 20;
 
 /// What was written.
 pub(crate) struct Restored {
@@ -90,8 +94,14 @@ pub(crate) async fn apply(log: &Log, (manifest, life): (&Manifest, &Life), tip: 
     let db = dir.join(DB_FILE);
     let (file, length) = create_sparse(&db, manifest, &blocks)?;
     let file = Arc::new(file);
+    let target = Target {
+        file: Arc::clone(&file),
+        block_bytes: manifest.block_bytes,
+        buffers: Mutex::default(),
+        unsynced: AtomicU64::new(0),
+    };
     stream::iter(reads(&blocks))
-        .map(|read| fetch(log, read, Arc::clone(&file), manifest.block_bytes))
+        .map(|read| fetch(log, read, &target))
         .buffer_unordered(PARALLEL_READS)
         .try_collect::<()>()
         .await?;
@@ -151,11 +161,26 @@ fn reads(blocks: &BlockMap) -> Vec<Read> {
     reads
 }
 
-async fn fetch(log: &Log, read: Read, file: Arc<File>, block_bytes: u64) -> Result<()> {
+/// The file that is written, and buffers that reads hand on: memory that was touched before costs no page faults.
+struct Target {
+    file: Arc<File>,
+    block_bytes: u64,
+    buffers: Mutex<Vec<Vec<u8>>>,
+    unsynced: AtomicU64,
+}
+
+impl Target {
+    fn buffers(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn fetch(log: &Log, read: Read, target: &Target) -> Result<()> {
     let bad_name = || Error::corrupt(read.pack.as_ref(), "not a pack's name");
     let key = log.layout.named(&read.pack).ok_or_else(bad_name)?;
-    let bytes = match log.stores.data.get_range(&key, read.range.clone()).await {
-        Ok(bytes) => bytes,
+    let mut bytes = target.buffers().pop().unwrap_or_else(|| Vec::with_capacity(MAX_READ_BYTES as usize));
+    match read_range(log, &key, &read.range, &mut bytes).await {
+        Ok(()) => {}
         Err(error) => {
             // A range past the end is an error of its own in every store; the size tells it from a store in trouble.
             let size = log.stores.data.head(&key).await.map(|meta| meta.size);
@@ -170,7 +195,13 @@ async fn fetch(log: &Log, read: Read, file: Arc<File>, block_bytes: u64) -> Resu
     if bytes.len() as u64 != read.range.end - read.range.start {
         return Err(Error::corrupt(key.as_ref(), "cut short"));
     }
-    blocking(move || {
+    let (file, block_bytes) = (Arc::clone(&target.file), target.block_bytes);
+    let written = read.blocks.len() as u64 * block_bytes;
+    let sync = target.unsynced.fetch_add(written, Ordering::Relaxed) + written >= SYNC_BYTES;
+    if sync {
+        target.unsynced.store(0, Ordering::Relaxed);
+    }
+    let buffer = blocking(move || {
         for (block, reference) in &read.blocks {
             let start = usize::try_from(u64::from(reference.offset) - read.range.start)
                 .map_err(|_| Error::Misuse("a read is at most 8 MiB".into()))?;
@@ -178,9 +209,24 @@ async fn fetch(log: &Log, read: Read, file: Arc<File>, block_bytes: u64) -> Resu
             file.write_all_at(&content, HEADER_BYTES as u64 + block * block_bytes)
                 .map_err(Error::io("writing a restored block"))?;
         }
-        Ok(())
+        if sync {
+            file.sync_data().map_err(Error::io("syncing the restored database"))?;
+        }
+        bytes.clear();
+        Ok(bytes)
     })
-    .await
+    .await?;
+    target.buffers().push(buffer);
+    Ok(())
+}
+
+async fn read_range(log: &Log, key: &Key, range: &Range<u64>, into: &mut Vec<u8>) -> object_store::Result<()> {
+    let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+    let mut pieces = log.stores.data.get_opts(key, options).await?.into_stream();
+    while let Some(piece) = pieces.try_next().await? {
+        into.extend_from_slice(&piece);
+    }
+    Ok(())
 }
 
 fn part_bytes(part: &crate::plan::Part) -> Result<Vec<u8>> {
