@@ -17,6 +17,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use crate::{config::EngineConfig, exec::Engine, open, queries::Queries, server::Server, wire::exit};
 
 unsafe extern "C" {
@@ -60,9 +62,11 @@ fn run(server: Arc<Server>, listener: UnixListener) -> io::Result<i32> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
     runtime.block_on(async {
-        // Ctrl-C in a terminal reaches the whole process group; the node decides when its engines end.
-        let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-        tokio::spawn(async move { while interrupt.recv().await.is_some() {} });
+        // Both may reach the whole process group; the node decides when its engines end.
+        for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+            let mut asked = signal(kind)?;
+            tokio::spawn(async move { while asked.recv().await.is_some() {} });
+        }
         server.serve(listener).await
     })
 }

@@ -23,6 +23,8 @@ pub mod header {
     pub const AT_MOVING: &str = "tarn-at-moving";
     /// Answer: `true` if an earlier answer under the same idempotency key was repeated.
     pub const REPLAYED: &str = "tarn-replayed";
+    /// Request: the deadline in milliseconds of a body that names none.
+    pub const TIMEOUT_MS: &str = "tarn-timeout-ms";
     /// Request: runs at most once per principal and key.
     pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
     /// Request: who asks; any text that is the same for the same principal.

@@ -20,7 +20,12 @@ use flags::Settings;
 
 /// DuckDB as an analytics server whose home is object storage.
 #[derive(Parser)]
-#[command(name = "tarn", version, arg_required_else_help = true)]
+#[command(
+    name = "tarn",
+    version,
+    arg_required_else_help = true,
+    after_help = "Example:\n  tarn serve &\n  tarn query tarn://127.0.0.1:8642/default/dev 'select 42 as answer'"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,10 +44,13 @@ enum Command {
     )]
     Query(query::Args),
     /// Make, list and drop marts.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  tarn mart create tarn://127.0.0.1:8642/default/sales")]
     Mart(mart::Command),
     /// Make, list and revoke tokens.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  tarn token create tarn://127.0.0.1:8642/acme --role writer --name etl"
+    )]
     Token(token::Command),
     /// Check the store, credentials, disk, extensions and limits, and say what to do about each.
     #[command(after_help = "Example:\n  tarn doctor --store s3")]

@@ -18,6 +18,8 @@ use crate::stores::{BucketName, BucketTemplates, S3Config, StoreConfig};
 
 /// Read when no `--config` is given and it is there.
 const FILE: &str = "tarn.toml";
+/// With less DuckDB can't open a mart and answer anything but the smallest query.
+const LEAST_ENGINE_BYTES: u64 = 128 << 20;
 
 /// What is wrong with the configuration, in words for whoever wrote it.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +29,8 @@ pub struct ConfigError(String);
 impl ConfigError {
     fn of(key: &str, problem: impl std::fmt::Display) -> Self {
         let setting = SETTINGS.iter().find(|s| s.key == key).expect("only known keys are asked for");
-        Self(format!("setting `{key}` (environment {}): {problem}", setting.env.join(" or ")))
+        let places = format!("flag `--{}`, {} or tarn.toml", setting.flag_name(), setting.env.join(", "));
+        Self(format!("setting `{key}` (from {places}): {problem}"))
     }
 }
 
@@ -188,6 +191,9 @@ fn engine(layers: &Layers) -> Result<EngineLimits, ConfigError> {
         Some(_) => layers.bytes("engine_memory")?,
         None => (machine_memory_bytes() / 4).max(512 << 20),
     };
+    if memory_bytes < LEAST_ENGINE_BYTES {
+        return Err(ConfigError::of("engine_memory", format!("wants at least {}MB", LEAST_ENGINE_BYTES >> 20)));
+    }
     let threads = match layers.optional("engine_threads") {
         Some(_) => layers.parse("engine_threads")?,
         None => std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
@@ -349,6 +355,7 @@ mod tests {
         assert!(problem(&[("listen", "0.0.0.0:1")], "").contains("--insecure"));
         assert!(problem(&[("store", "gs://x")], "").contains("file:DIR"));
         assert!(problem(&[("engine_memory", "lots")], "").contains("TARN_ENGINE_MEMORY"));
+        assert!(problem(&[("engine_memory", "5")], "").contains("at least 128MB"));
         assert!(problem(&[("control", "sm-a-raw")], "").contains("tenant"));
         assert_eq!(problem(&[("listen", "0.0.0.0:1"), ("insecure", "true")], ""), "");
     }

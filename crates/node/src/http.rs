@@ -21,6 +21,7 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use http::HeaderMap;
 use http::request::Parts;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::auth::{Admin, Principal};
@@ -230,11 +231,16 @@ async fn read_body(body: Body) -> Result<Bytes, ApiError> {
 /// A JSON body.
 async fn read_json<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
     let bytes = read_body(body).await?;
-    serde_json::from_slice(&bytes).map_err(|error| bad_json(&error))
+    parse_object(&bytes)
 }
 
-fn bad_json(error: &serde_json::Error) -> ApiError {
-    ApiError::new(Code::Invalid, format!("the body is not the JSON that is wanted: {error}"))
+/// A JSON object. Serde would take an array as well, with the fields in the order of their declaration.
+fn parse_object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ApiError> {
+    let bad = |what: String| ApiError::new(Code::Invalid, format!("the body is not the JSON that is wanted: {what}"));
+    match bytes.trim_ascii_start().first() {
+        Some(b'[') => Err(bad("an array where an object belongs".into())),
+        _ => serde_json::from_slice(bytes).map_err(|error| bad(error.to_string())),
+    }
 }
 
 /// A JSON answer.

@@ -66,9 +66,9 @@ pub struct Ask {
     pub role: Role,
     /// When to acknowledge.
     pub durability: Durability,
-    /// The public JSON body, with its deadline in it.
+    /// The public JSON body.
     pub body: Bytes,
-    /// That deadline.
+    /// Its deadline, or the one of a body that names none.
     pub timeout: Duration,
     /// `Accept` and `Idempotency-Key`, passed on as they are.
     pub headers: HeaderMap,
@@ -93,6 +93,8 @@ impl Ask {
         // Else HTTP/1.1 leaves trailers out.
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(header::ROLE, HeaderValue::from_static(role));
+        headers
+            .insert(header::TIMEOUT_MS, HeaderValue::from(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)));
         headers.insert(header::QUERY_ID, text(&self.id));
         headers.insert(header::PRINCIPAL, text(&self.principal));
         request

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +35,8 @@ use crate::supervisor::SocketDir;
 const DRAIN: Duration = Duration::from_secs(20);
 /// A client has this long to send the head of its next request; an idle connection is closed after it.
 const HEAD_DEADLINE: Duration = Duration::from_secs(120);
+/// Whoever may list it may read every tenant's data.
+const PRIVATE: u32 = 0o700;
 const ADDRESS_FILE: &str = "address";
 
 /// A node that serves.
@@ -81,6 +84,11 @@ impl Server {
         std::fs::create_dir_all(&state_dir)
             .map_err(system(format!("can't make the state directory `{}`", state_dir.display())))?;
         let state_lock = lock(&state_dir)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(PRIVATE)
+            .create(state_dir.join("marts"))
+            .map_err(system("can't make the directory of marts"))?;
         let (admin, admin_token) = match &config.admin_token {
             Some(token) => (Admin::new(token), None),
             None => Admin::keep_in(&state_dir).map_err(system("can't keep the admin token in the state directory"))?,

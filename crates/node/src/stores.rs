@@ -44,7 +44,7 @@ pub enum StoreError {
     #[error("{0}")]
     Config(String),
     /// The store, or the service that hands out credentials for it, did not answer as it should.
-    #[error("the object store can't be opened; `tarn doctor` says more")]
+    #[error("the object store can't be opened")]
     Open(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 

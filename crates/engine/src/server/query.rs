@@ -31,6 +31,7 @@ struct Asked {
     principal: String,
     role: Role,
     key: Option<String>,
+    timeout_ms: Option<u64>,
     format: Format,
 }
 
@@ -58,7 +59,7 @@ async fn run(
     arrived: Instant,
 ) -> Result<Response<Body>, Failure> {
     let body: QueryRequest = super::body(request).await?;
-    let deadline = body.timeout_ms.map(|ms| arrived + Duration::from_millis(ms));
+    let deadline = body.timeout_ms.or(asked.timeout_ms).map(|ms| arrived + Duration::from_millis(ms));
     let ticket = server.engine.queries.start(asked.id, asked.principal, deadline).map_err(|reason| match reason {
         NotStarted::Taken => Failure::new(Code::Conflict, "a query with this id runs already"),
         NotStarted::Closed => Reason::Shutdown.into(),
@@ -163,12 +164,16 @@ fn asked(headers: &HeaderMap) -> Result<Asked, Failure> {
     };
     let key = headers.get(header::IDEMPOTENCY_KEY).map(|key| key.to_str().map(str::to_owned));
     let key = key.transpose().map_err(|_| Failure::new(Code::Invalid, "an idempotency key is plain ASCII"))?;
+    let timeout_ms = match text_header(headers, header::TIMEOUT_MS) {
+        "" => None,
+        text => Some(text.parse().map_err(|_| Failure::new(Code::Invalid, "`tarn-timeout-ms` is not a number"))?),
+    };
     let accept = text_header(headers, ACCEPT.as_str());
     let format = Format::from_accept(accept).ok_or_else(|| {
         Failure::new(Code::Invalid, "no format that `Accept` names can be given")
             .hint("application/json, application/x-ndjson, text/csv or application/vnd.apache.arrow.stream")
     })?;
-    Ok(Asked { id, principal: text_header(headers, header::PRINCIPAL).to_owned(), role, key, format })
+    Ok(Asked { id, principal: text_header(headers, header::PRINCIPAL).to_owned(), role, key, timeout_ms, format })
 }
 
 /// A header's text, empty if it is missing or no text.

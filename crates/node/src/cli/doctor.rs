@@ -149,7 +149,7 @@ fn check_machine(config: &Config, report: &mut Report) {
 async fn check_store(config: &Config, report: &mut Report) {
     let place = match &config.store {
         StoreConfig::File(dir) => format!("directory `{}`", dir.display()),
-        StoreConfig::S3(s3) => format!("S3 {s3:?}"),
+        StoreConfig::S3(s3) => format!("S3 at `{}`", s3.endpoint.as_deref().unwrap_or("AWS")),
         StoreConfig::Memory => "memory".into(),
     };
     let stores = match BucketStores::new(config.store.clone(), config.buckets.clone()) {
@@ -203,7 +203,7 @@ async fn check_bucket(stores: &BucketStores, name: &BucketName, what: &str, repo
                 report,
                 what,
                 Verdict::Fail,
-                format!("`{name}`: {error}"),
+                format!("`{name}`: {:#}", anyhow::Error::from(error)),
                 "check the endpoint, and that the directory is writable and not on FUSE",
             );
             return None;

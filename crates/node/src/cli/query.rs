@@ -39,7 +39,6 @@ enum Format {
     Ndjson,
     Csv,
     Arrow,
-    Parquet,
 }
 
 impl Format {
@@ -49,12 +48,11 @@ impl Format {
             Self::Ndjson => "application/x-ndjson",
             Self::Csv => "text/csv",
             Self::Arrow => "application/vnd.apache.arrow.stream",
-            Self::Parquet => "application/vnd.apache.parquet",
         }
     }
 
     fn is_binary(self) -> bool {
-        matches!(self, Self::Arrow | Self::Parquet)
+        matches!(self, Self::Arrow)
     }
 }
 

@@ -7,6 +7,7 @@ const MAX_CELL_CHARS: usize = 80;
 
 /// A table with a header line; numbers to the right.
 pub(super) fn render(names: &[String], rows: &[Vec<Value>]) -> String {
+    let names: Vec<String> = names.iter().map(|name| printable(name)).collect();
     let cells: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(cell).collect()).collect();
     let width = |column: usize| {
         let longest = cells.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
@@ -24,7 +25,7 @@ pub(super) fn render(names: &[String], rows: &[Vec<Value>]) -> String {
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
     let rule: Vec<String> = widths.iter().map(|width| "─".repeat(*width)).collect();
-    let mut text = line(names) + &line(&rule);
+    let mut text = line(&names) + &line(&rule);
     for row in &cells {
         text.push_str(&line(row));
     }
@@ -37,11 +38,16 @@ fn cell(value: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text = printable(&text);
     if text.chars().count() <= MAX_CELL_CHARS {
         return text;
     }
     text.chars().take(MAX_CELL_CHARS - 1).chain(['…']).collect()
+}
+
+/// Without what a terminal would obey.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -52,7 +58,7 @@ mod tests {
     #[test]
     fn numbers_align_right_and_control_characters_do_not_reach_the_terminal() {
         let rows = [vec![json!(1), json!("a\u{1b}[31m")], vec![json!(100), json!(null)]];
-        let text = render(&["n".into(), "s".into()], &rows);
-        assert_eq!(text, "  n  s\n───  ──────\n  1  a [31m\n100\n");
+        let text = render(&["n".into(), "\u{7}s".into()], &rows);
+        assert_eq!(text, "  n   s\n───  ──────\n  1  a [31m\n100\n");
     }
 }

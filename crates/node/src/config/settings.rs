@@ -195,7 +195,7 @@ pub const SETTINGS: &[Setting] = &[
     value(
         "log",
         &["TARN_LOG"],
-        "info",
+        "info,s3s=off",
         "Log filter: `error`, `warn`, `info`, `debug`, or per module as in `node=debug,info`.",
     ),
     value("log_format", &["TARN_LOG_FORMAT"], "text", "`text` or `json`."),

@@ -1,6 +1,6 @@
 //! `POST …/query`: checks a request and hands it to the router; `DELETE /v1/queries/{id}` cancels one.
 //!
-//! The body goes to the engine as it came; only a missing deadline is put in.
+//! The body goes to the engine as it came; the deadline of a body without one goes along as a header.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use engine::sql::Kind;
 use engine::wire::{Role, header};
 use http::header::ACCEPT;
@@ -20,7 +20,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Caller, Shared, bad_json, json, mart_id, read_body};
+use super::{Caller, Shared, json, mart_id, parse_object, read_body};
 use crate::engine_client;
 use crate::error::{ApiError, Code};
 use crate::marts::OpenMart;
@@ -37,7 +37,7 @@ struct QueryBody<'a> {
     #[serde(default)]
     timeout_ms: Option<u64>,
     #[serde(default)]
-    durability: Durability,
+    durability: Option<Durability>,
     #[serde(default, rename = "max_rows")]
     _max_rows: Option<u64>,
 }
@@ -54,16 +54,16 @@ pub(super) async fn run(
         let mart_id = mart_id(&tenant, &mart)?;
         let role = caller.role_in(&mart_id.tenant)?;
         let body = read_body(body).await?;
-        let parsed: QueryBody = serde_json::from_slice(&body).map_err(|error| bad_json(&error))?;
+        let parsed: QueryBody = parse_object(&body)?;
         let timeout = parsed.timeout_ms.map_or(app.config.query_timeout, Duration::from_millis);
         let reads_only = role == Role::Reader || only_reads(&parsed.sql);
-        let (durability, has_timeout) = (parsed.durability, parsed.timeout_ms.is_some());
+        let durability = parsed.durability.unwrap_or_default();
         let ask = Ask {
             id,
             principal: caller.id.clone(),
             role,
             durability,
-            body: if has_timeout { body } else { with_timeout(&body, timeout) },
+            body,
             timeout,
             headers: passed_on(&headers),
             reads_only,
@@ -94,15 +94,6 @@ fn passed_on(headers: &HeaderMap) -> HeaderMap {
 fn only_reads(sql: &str) -> bool {
     engine::sql::split(sql)
         .is_ok_and(|statements| statements.iter().all(|statement| matches!(statement.kind, Kind::Read)))
-}
-
-/// The same JSON object with a deadline as its first field.
-fn with_timeout(body: &Bytes, timeout: Duration) -> Bytes {
-    let brace = body.iter().position(|byte| *byte == b'{').expect("it was read as an object with at least one field");
-    let mut with = BytesMut::with_capacity(body.len() + 40);
-    with.put_slice(format!("{{\"timeout_ms\":{},", timeout.as_millis()).as_bytes());
-    with.put_slice(&body[brace + 1..]);
-    with.freeze()
 }
 
 /// Queries whose answer has not begun or is held, by id.
@@ -164,10 +155,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deadline_is_put_in_without_touching_the_rest() {
-        let body = Bytes::from_static(b" {\"sql\": \"select '{'\"}");
-        let with = with_timeout(&body, Duration::from_secs(5));
-        assert_eq!(&with[..], b"{\"timeout_ms\":5000,\"sql\": \"select '{'\"}");
+    fn null_is_the_same_as_nothing_and_an_array_is_no_object() {
+        let body = br#"{"sql": "select 1", "params": null, "timeout_ms": null, "durability": null, "max_rows": null}"#;
+        let parsed: QueryBody = parse_object(body).expect("an object");
+        assert!(parsed.timeout_ms.is_none() && parsed.durability.is_none());
+        let error = parse_object::<QueryBody>(br#" ["delete from t", null, 5000]"#).err().expect("refused");
+        assert_eq!(error.code, Code::Invalid);
     }
 
     #[test]

@@ -33,6 +33,8 @@ use crate::watcher::{Live, Phase, Progress};
 
 /// Running queries have this long to end when their mart closes.
 const GRACE: Duration = Duration::from_secs(5);
+/// An engine that lived this long is not one that keeps ending.
+const CALM: Duration = Duration::from_secs(30);
 
 /// The task of one open mart.
 pub(super) struct Life {
@@ -96,7 +98,11 @@ impl Life {
         }
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
         loop {
+            let started = Instant::now();
             let trouble = self.one_engine(&lock, &opened.dir, &mut opened.shipper).await;
+            if started.elapsed() > CALM {
+                backoff.success();
+            }
             match &trouble {
                 Trouble::Stopped => return trouble,
                 Trouble::Replica(error) if !(error.is_transient() || matches!(error, Error::Diverged(_))) => {

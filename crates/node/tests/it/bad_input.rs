@@ -30,6 +30,8 @@ async fn bad_requests_get_the_contracts_errors() {
     for (what, request, code) in [
         ("no JSON", post(b"select 1"), "invalid"),
         ("an array", post(b"[1]"), "invalid"),
+        ("an array of what the fields would be", post(br#"["SELECT 1", null, 5000]"#), "invalid"),
+        ("an array for a tenant", server.request(Method::POST, "/v1/tenants").json(&json!(["acme"])), "invalid"),
         ("an empty object", post(b"{}"), "invalid"),
         ("an unknown field", post(br#"{"sql": "SELECT 1", "sqk": 1}"#), "invalid"),
         ("a duplicate field", post(br#"{"sql": "SELECT 1", "sql": "SELECT 2"}"#), "invalid"),
@@ -140,4 +142,12 @@ async fn a_deadline_ends_a_query_and_a_cancel_does_too() {
     let (cancelled, ()) = tokio::join!(running, cancel);
     assert_eq!(cancelled.code(), "cancelled");
     still_serves(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_is_null_is_a_field_left_out() {
+    let server = TestServer::start().await;
+    let body = json!({"sql": "SELECT 42", "params": null, "timeout_ms": null, "durability": null, "max_rows": null});
+    let answer = server.send(server.request(Method::POST, QUERY).json(&body)).await;
+    assert_eq!((answer.status, answer.rows()), (StatusCode::OK, &json!([[42]])));
 }
