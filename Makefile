@@ -37,6 +37,7 @@ check: ## Formatting, lints, tests, licences, links in the docs: what a change m
 	@scripts/setup --test --deny
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo fetch --locked
 	vendor/cargo-deny --offline check bans licenses sources
 	scripts/check-links
 	$(MAKE) --no-print-directory test

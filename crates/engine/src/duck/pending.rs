@@ -50,10 +50,10 @@ impl Pending {
                 ffi::duckdb_pending_state_DUCKDB_PENDING_RESULT_NOT_READY => idle = 0,
                 ffi::duckdb_pending_state_DUCKDB_PENDING_NO_TASKS_AVAILABLE => {
                     idle += 1;
-                    match idle {
-                        ..=YIELDS => thread::yield_now(),
-                        ..=SHORT_SLEEPS => thread::sleep(SHORT),
-                        _ => thread::sleep(LONG),
+                    if idle <= YIELDS {
+                        thread::yield_now();
+                    } else {
+                        thread::sleep(if idle <= SHORT_SLEEPS { SHORT } else { LONG });
                     }
                 }
                 // Here and not from the result: that would wrap the message in one of its own.
