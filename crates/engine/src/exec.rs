@@ -164,7 +164,13 @@ impl Engine {
                             break;
                         }
                         Some(piece) => {
-                            if writer.send(piece, || query.is_cancelled()).is_err() {
+                            let stalled = || {
+                                query.stalls();
+                                query.is_cancelled()
+                            };
+                            let sent = writer.send(piece, stalled);
+                            query.flows();
+                            if sent.is_err() {
                                 break;
                             }
                         }

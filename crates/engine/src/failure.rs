@@ -89,6 +89,11 @@ impl From<Reason> for Failure {
             Reason::Cancelled | Reason::Gone => Self::new(Code::Cancelled, "the query was cancelled"),
             Reason::Timeout => Self::new(Code::Timeout, "the query ran past its time")
                 .hint("give a longer `timeout_ms`, or ask for less"),
+            Reason::Stalled => {
+                Self::new(Code::Limited, "the result was not read while others needed its memory or place")
+                    .hint("read results as they come, or ask for less at once")
+                    .transient()
+            }
             Reason::InTheWay => Self::new(Code::Limited, "the query kept a checkpoint waiting for too long")
                 .hint("read an older moment with `at`")
                 .transient(),

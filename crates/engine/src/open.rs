@@ -16,6 +16,10 @@ use crate::{
 /// Name under which the mart is attached.
 pub const MART: &str = "mart";
 
+/// What DuckDB may hold ready of a result that streams. It counts 16 bytes for a string of any length: at its default of a megabyte, a
+/// result of long strings that nobody reads takes over 60 MB.
+const STREAM_BUFFER: &str = "128KB";
+
 /// Files of this storage version say in their log which database and checkpoint it belongs to.
 const STORAGE_VERSION: &str = "v1.5.0";
 
@@ -74,7 +78,7 @@ impl Mart {
     /// A new connection whose names mean the mart's.
     pub fn connect(&self) -> Result<Connection, DuckError> {
         let connection = self.database.connect()?;
-        connection.execute(&format!("USE {MART}"))?;
+        connection.execute(&format!("USE {MART}; SET SESSION streaming_buffer_size = '{STREAM_BUFFER}'"))?;
         Ok(connection)
     }
 }
@@ -135,10 +139,14 @@ fn lock_down(setup: &Connection, config: &EngineConfig) -> Result<(), DuckError>
     // As an open-time setting this one is shown but not enforced.
     setup.execute(&format!("SET GLOBAL max_temp_directory_size = '{}B'", config.max_temp_bytes))?;
     for statement in [
+        // Else DuckDB's own allocator keeps what was freed until it is busy again.
+        "SET GLOBAL allocator_background_threads = true",
         "SET GLOBAL max_expression_depth = 200",
         "SET GLOBAL TimeZone = 'UTC'",
         &format!("SET GLOBAL allowed_directories = [{scopes}]"),
         "SET GLOBAL enable_external_access = false",
+        // The gate lets nobody else set it, and a connection has it for itself only.
+        "SET GLOBAL allowed_configs = ['streaming_buffer_size']",
         "SET GLOBAL lock_configuration = true",
     ] {
         setup.execute(statement)?;

@@ -47,10 +47,11 @@ fn serve() -> Result<(), String> {
     let config = read_config().map_err(|error| format!("reading the configuration: {error}"))?;
     watch_life(config.life_fd).map_err(|error| format!("watching the node: {error}"))?;
     memory::limit_damage();
-    memory::watch(config.memory_limit_bytes).map_err(|error| format!("watching memory: {error}"))?;
     // SAFETY: the node opened this listener for us and nothing else in this process uses the descriptor.
     let listener = unsafe { UnixListener::from_raw_fd(config.listen_fd) };
     let engine = Engine::open(&config).map_err(|error| format!("opening the mart: {error}"))?;
+    memory::watch(config.memory_limit_bytes, engine.queries.clone())
+        .map_err(|error| format!("watching memory: {error}"))?;
     watch_queries(engine.queries.clone(), Duration::from_millis(config.deaf_ms))
         .map_err(|error| format!("starting a thread: {error}"))?;
     let server = Server::new(engine, config.max_queries);

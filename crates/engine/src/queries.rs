@@ -27,6 +27,8 @@ pub enum Reason {
     Timeout,
     /// It kept a checkpoint waiting for too long.
     InTheWay,
+    /// Its client takes nothing, and others need its memory or its place.
+    Stalled,
     /// The engine ends.
     Shutdown,
 }
@@ -39,6 +41,8 @@ pub struct Query {
     pub principal: String,
     deadline: Option<Instant>,
     state: Mutex<State>,
+    /// Since when its client has taken nothing.
+    stalled: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -77,6 +81,20 @@ impl Query {
     /// It no longer runs on a connection.
     pub fn detach(&self) {
         lock(&self.state).interrupter = None;
+    }
+
+    /// Its client takes nothing just now.
+    pub fn stalls(&self) {
+        lock(&self.stalled).get_or_insert_with(Instant::now);
+    }
+
+    /// Its client took something.
+    pub fn flows(&self) {
+        *lock(&self.stalled) = None;
+    }
+
+    fn stalled_for(&self, now: Instant) -> Duration {
+        lock(&self.stalled).map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
     /// Runs `commit` out of reach of interrupts, unless the query has to stop.
@@ -151,7 +169,7 @@ impl Queries {
         principal: String,
         deadline: Option<Instant>,
     ) -> Result<Ticket, NotStarted> {
-        let query = Arc::new(Query { id, principal, deadline, state: Mutex::default() });
+        let query = Arc::new(Query { id, principal, deadline, state: Mutex::default(), stalled: Mutex::default() });
         let mut running = lock(&self.running);
         if running.closed {
             return Err(NotStarted::Closed);
@@ -191,6 +209,24 @@ impl Queries {
         let running = lock(&self.running);
         running.queries.values().for_each(|query| query.stop(reason));
         self.changed.notify_all();
+    }
+
+    /// Stops up to `most` queries whose clients have taken nothing for `least`, the longest first; gives how many.
+    pub fn stop_stalled(&self, least: Duration, most: usize) -> usize {
+        let now = Instant::now();
+        let running = lock(&self.running);
+        let mut stalled: Vec<_> = running
+            .queries
+            .values()
+            .filter(|query| !query.is_cancelled())
+            .map(|query| (query.stalled_for(now), query))
+            .filter(|(time, _)| *time >= least)
+            .collect();
+        stalled.sort_unstable_by_key(|(time, _)| std::cmp::Reverse(*time));
+        stalled.truncate(most);
+        stalled.iter().for_each(|(_, query)| query.stop(Reason::Stalled));
+        self.changed.notify_all();
+        stalled.len()
     }
 
     /// Lets no new query start.
@@ -309,6 +345,22 @@ mod tests {
         assert!(queries.start(id, "ann".into(), None).is_ok());
         queries.close();
         assert_eq!(queries.start(id, "ann".into(), None).err(), Some(NotStarted::Closed));
+    }
+
+    #[test]
+    fn the_longest_stalled_are_stopped_and_no_others() {
+        let queries = Arc::new(Queries::default());
+        let start = || queries.start(Uuid::new_v4(), "ann".into(), None).expect("starts");
+        let (first, second, flowing) = (start(), start(), start());
+        first.query().stalls();
+        second.query().stalls();
+        flowing.query().stalls();
+        flowing.query().flows();
+        assert_eq!(queries.stop_stalled(Duration::from_secs(3600), 9), 0);
+        assert_eq!(queries.stop_stalled(Duration::from_nanos(1), 1), 1);
+        assert_eq!(first.query().reason(), Some(Reason::Stalled));
+        assert_eq!(queries.stop_stalled(Duration::from_nanos(1), 9), 1);
+        assert_eq!((second.query().reason(), flowing.query().reason()), (Some(Reason::Stalled), None));
     }
 
     #[test]

@@ -124,7 +124,13 @@ impl Run<'_> {
             }
             Sink::Open(writer) => {
                 for piece in pieces {
-                    if writer.send(piece, || self.query.is_cancelled()).is_err() {
+                    let stalled = || {
+                        self.query.stalls();
+                        self.query.is_cancelled()
+                    };
+                    let sent = writer.send(piece, stalled);
+                    self.query.flows();
+                    if sent.is_err() {
                         return Err(self.query.reason().unwrap_or(Reason::Gone).into());
                     }
                 }

@@ -1,12 +1,18 @@
 //! Keeps the process's memory near DuckDB's limit: some functions allocate far past it without asking.
 
-use std::{io, thread, time::Duration};
+use std::{io, sync::Arc, thread, time::Duration};
 
-use crate::wire::exit;
+use crate::{queries::Queries, wire::exit};
 
 /// What the process may use beside DuckDB's limit: its own buffers, and what DuckDB does not count.
 const MARGIN_BYTES: u64 = 300 << 20;
 const LOOK: Duration = Duration::from_millis(100);
+/// Past this much of the margin, results that nobody reads give way: what DuckDB holds ready for each is not counted in its limit.
+const PRESSURE_BYTES: u64 = MARGIN_BYTES / 3;
+/// A client that has taken nothing for so long is not reading just now.
+const STALLED: Duration = Duration::from_millis(500);
+/// About what one stalled result may hold.
+const RESULT_BYTES: u64 = 32 << 20;
 
 /// Makes this process the kernel's first choice when memory runs out, so that the node and other marts stay.
 pub(super) fn limit_damage() {
@@ -14,15 +20,28 @@ pub(super) fn limit_damage() {
     let _ = std::fs::write("/proc/self/oom_score_adj", "900");
 }
 
-/// Ends the process when it passes `limit_bytes` by the margin.
-pub(super) fn watch(limit_bytes: u64) -> io::Result<()> {
+/// Stops stalled results when the process comes near `limit_bytes` and the margin, and ends it when it passes them.
+pub(super) fn watch(limit_bytes: u64, queries: Arc<Queries>) -> io::Result<()> {
     let limit = limit_bytes.saturating_add(MARGIN_BYTES);
+    let pressure = limit_bytes.saturating_add(PRESSURE_BYTES);
     thread::Builder::new().name("memory".into()).spawn(move || {
         loop {
             thread::sleep(LOOK);
-            if anonymous_bytes().is_ok_and(|bytes| bytes > limit) {
+            let Ok(bytes) = anonymous_bytes() else { continue };
+            if bytes > limit {
                 eprintln!("engine: memory passed its limit by {} MB", MARGIN_BYTES >> 20);
                 super::end(exit::MEMORY);
+            }
+            if bytes > pressure {
+                let most = (bytes - pressure).div_ceil(RESULT_BYTES) as usize;
+                let stopped = queries.stop_stalled(STALLED, most);
+                if stopped > 0 {
+                    tracing::warn!(
+                        stopped,
+                        megabytes = bytes >> 20,
+                        "stopped results that nobody reads, to free memory"
+                    );
+                }
             }
         }
     })?;

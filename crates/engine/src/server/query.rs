@@ -25,6 +25,11 @@ use super::{
     respond::{Body, error, failed},
 };
 
+/// A client that takes nothing for so long while others wait loses its query's place.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a waiting request looks for one.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// The headers of a request.
 struct Asked {
     id: Uuid,
@@ -105,21 +110,23 @@ async fn run(
     }
 }
 
-/// Waits for a place to run.
+/// Waits for a place to run. Who has one and does not read for long loses it meanwhile.
 async fn permit(server: &Server, deadline: Option<Instant>) -> Result<OwnedSemaphorePermit, Failure> {
     let waiting = server.permits.clone().acquire_owned();
-    let permit = match deadline {
-        None => waiting.await,
-        Some(deadline) => match tokio::time::timeout_at(deadline.into(), waiting).await {
-            Ok(permit) => permit,
-            Err(_) => {
-                return Err(Failure::new(Code::Timeout, "the query found no place to run in its time")
-                    .hint("other queries are running; try again later")
-                    .transient());
-            }
-        },
-    };
-    permit.map_err(|_| Reason::Shutdown.into())
+    tokio::pin!(waiting);
+    loop {
+        let look = Instant::now() + LOOK;
+        let until = deadline.map_or(look, |deadline| deadline.min(look));
+        if let Ok(permit) = tokio::time::timeout_at(until.into(), waiting.as_mut()).await {
+            return permit.map_err(|_| Reason::Shutdown.into());
+        }
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(Failure::new(Code::Timeout, "the query found no place to run in its time")
+                .hint("other queries are running; try again later")
+                .transient());
+        }
+        server.engine.queries.stop_stalled(PATIENCE, 1);
+    }
 }
 
 fn response(head: Head, body: Body) -> Response<Body> {

@@ -176,3 +176,18 @@ async fn a_gigabyte_to_a_slow_client_needs_little_memory() {
         assert!(most < LIMIT + (300 << 20), "{accept}: {} MB", most >> 20);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_nobody_reads_take_no_more_than_a_share() {
+    const LIMIT: u64 = 256 << 20;
+    let home = Home::new();
+    let process = Process::start(&home, LIMIT);
+    let sql = json!({"sql": "select repeat('x', 1000) s from range(10000000)"}).to_string();
+    let mut unread = Vec::new();
+    for _ in 0..15 {
+        unread.push(begin(&process.socket, "POST", "/query", sql.clone().into(), &[]).await);
+    }
+    assert_eq!(process.query("select 42").await["rows"], json!([[42]]));
+    assert!(process.resident_bytes() < LIMIT + (300 << 20), "{} MB", process.resident_bytes() >> 20);
+    assert!(unread.iter().all(|response| response.status().is_success()));
+}
