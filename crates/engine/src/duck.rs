@@ -176,11 +176,18 @@ impl Connection {
     }
 }
 
-/// Interrupts what a connection runs; harmless when it runs nothing.
+/// Interrupts what a connection runs and tells how far it is; harmless when it runs nothing.
 #[derive(Clone)]
 pub struct Interrupter(Arc<RawConnection>);
 
 impl Interrupter {
+    /// How far the running statement is, from 0 to 1; `None` if nothing runs or DuckDB can't tell.
+    pub fn progress(&self) -> Option<f64> {
+        // SAFETY: the handle is open as long as `self` lives; DuckDB allows this from any thread.
+        let progress = unsafe { ffi::duckdb_query_progress(self.0.raw) };
+        (0.0..=100.0).contains(&progress.percentage).then_some(progress.percentage / 100.0)
+    }
+
     /// Sets the connection's interrupt flag. DuckDB clears it when the next statement starts, so a caller that must win repeats it.
     pub fn interrupt(&self) {
         // SAFETY: the handle is open as long as `self` lives; DuckDB allows this from any thread.

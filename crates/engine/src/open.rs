@@ -16,9 +16,16 @@ use crate::{
 /// Name under which the mart is attached.
 pub const MART: &str = "mart";
 
-/// What DuckDB may hold ready of a result that streams. It counts 16 bytes for a string of any length: at its default of a megabyte, a
-/// result of long strings that nobody reads takes over 60 MB.
-const STREAM_BUFFER: &str = "128KB";
+/// Settings that each connection has for itself; the gate lets nobody else set them.
+const SESSION: [(&str, &str); 4] = [
+    // What DuckDB may hold ready of a result that streams. It counts 16 bytes for a string of any length: at its default of a
+    // megabyte, a result of long strings that nobody reads takes over 60 MB.
+    ("streaming_buffer_size", "128KB"),
+    // Progress is counted, from the start, and not printed.
+    ("enable_progress_bar", "true"),
+    ("enable_progress_bar_print", "false"),
+    ("progress_bar_time", "0"),
+];
 
 /// Files of this storage version say in their log which database and checkpoint it belongs to.
 const STORAGE_VERSION: &str = "v1.5.0";
@@ -78,7 +85,10 @@ impl Mart {
     /// A new connection whose names mean the mart's.
     pub fn connect(&self) -> Result<Connection, DuckError> {
         let connection = self.database.connect()?;
-        connection.execute(&format!("USE {MART}; SET SESSION streaming_buffer_size = '{STREAM_BUFFER}'"))?;
+        connection.execute(&format!("USE {MART}"))?;
+        for (name, value) in SESSION {
+            connection.execute(&format!("SET SESSION {name} = '{value}'"))?;
+        }
         Ok(connection)
     }
 }
@@ -136,6 +146,7 @@ fn lock_down(setup: &Connection, config: &EngineConfig) -> Result<(), DuckError>
         .map(|scope| literal(scope))
         .collect::<Vec<_>>()
         .join(", ");
+    let own = SESSION.map(|(name, _)| literal(name)).join(", ");
     // As an open-time setting this one is shown but not enforced.
     setup.execute(&format!("SET GLOBAL max_temp_directory_size = '{}B'", config.max_temp_bytes))?;
     for statement in [
@@ -145,8 +156,7 @@ fn lock_down(setup: &Connection, config: &EngineConfig) -> Result<(), DuckError>
         "SET GLOBAL TimeZone = 'UTC'",
         &format!("SET GLOBAL allowed_directories = [{scopes}]"),
         "SET GLOBAL enable_external_access = false",
-        // The gate lets nobody else set it, and a connection has it for itself only.
-        "SET GLOBAL allowed_configs = ['streaming_buffer_size']",
+        &format!("SET GLOBAL allowed_configs = [{own}]"),
         "SET GLOBAL lock_configuration = true",
     ] {
         setup.execute(statement)?;

@@ -204,6 +204,14 @@ impl Queries {
         true
     }
 
+    /// How far a query of `principal` is, from 0 to 1 if DuckDB can tell; `None` if there is no such query.
+    pub fn progress(&self, id: Uuid, principal: &str) -> Option<Option<f64>> {
+        let running = lock(&self.running);
+        let query = running.queries.get(&id).filter(|query| query.principal == principal)?;
+        let state = lock(&query.state);
+        Some(state.interrupter.as_ref().and_then(Interrupter::progress))
+    }
+
     /// Stops all queries.
     pub fn cancel_all(&self, reason: Reason) {
         let running = lock(&self.running);

@@ -24,7 +24,7 @@ use crate::{
     exec::Engine,
     failure::Failure,
     queries::Reason,
-    wire::{CheckpointRequest, Code, Health, ShutdownRequest, exit, header},
+    wire::{CheckpointRequest, Code, Health, Progress, ShutdownRequest, exit, header},
 };
 
 use respond::{Body, failed, json};
@@ -95,8 +95,8 @@ impl Server {
             (&Method::GET, "/commits") => commits::follow(&self.engine.mart.commits),
             (&Method::POST, "/checkpoint") => self.checkpoint(request).await,
             (&Method::POST, "/shutdown") => self.shutdown(request).await,
-            (&Method::DELETE, path) if path.starts_with("/queries/") => {
-                self.cancel(&path["/queries/".len()..], &request)
+            (method, path) if path.starts_with("/queries/") => {
+                self.running(method, &path["/queries/".len()..], &request)
             }
             _ => failed(&Failure::new(Code::NotFound, "no such path")),
         }
@@ -113,14 +113,18 @@ impl Server {
         })
     }
 
-    fn cancel(&self, id: &str, request: &Request<Incoming>) -> Response<Body> {
+    /// A running query: GET says how far it is, DELETE cancels it.
+    fn running(&self, method: &Method, id: &str, request: &Request<Incoming>) -> Response<Body> {
         let principal = query::text_header(request.headers(), header::PRINCIPAL);
-        match id.parse::<Uuid>() {
-            Ok(id) if self.engine.queries.cancel(id, principal, Reason::Cancelled) => {
-                json(&serde_json::json!({ "cancelled": true }))
+        let queries = &self.engine.queries;
+        let answer = match (id.parse::<Uuid>(), method) {
+            (Ok(id), &Method::GET) => queries.progress(id, principal).map(|progress| json(&Progress { progress })),
+            (Ok(id), &Method::DELETE) if queries.cancel(id, principal, Reason::Cancelled) => {
+                Some(json(&serde_json::json!({ "cancelled": true })))
             }
-            _ => failed(&Failure::new(Code::NotFound, "no such query runs")),
-        }
+            _ => None,
+        };
+        answer.unwrap_or_else(|| failed(&Failure::new(Code::NotFound, "no such query runs")))
     }
 
     async fn checkpoint(&self, request: Request<Incoming>) -> Response<Body> {

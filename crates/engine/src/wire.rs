@@ -116,6 +116,13 @@ pub struct Health {
     pub queries: usize,
 }
 
+/// Answer of `GET /queries/{id}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// From 0 to 1, where DuckDB can tell.
+    pub progress: Option<f64>,
+}
+
 /// Body of `POST /query`: the public body, plus what only the node may add.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

@@ -112,7 +112,12 @@ impl EngineClient {
     }
 
     async fn json<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, CallError> {
-        let response = self.send(request(method, path, body)).await?;
+        self.ask(request(method, path, body)).await
+    }
+
+    /// Sends a request; JSON back.
+    pub async fn ask<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<T, CallError> {
+        let response = self.send(request).await?;
         let status = response.status();
         let bytes = response.into_body().collect().await.map_err(|_| ClientError::Lost)?.to_bytes();
         if status.is_success() {

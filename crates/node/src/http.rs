@@ -65,7 +65,7 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/tenants/{tenant}/marts/{mart}", get(marts::show).delete(marts::delete))
         .route("/v1/tenants/{tenant}/marts/{mart}/query", post(query::run))
         .route("/v1/tenants/{tenant}/marts/{mart}/positions/{position}", get(positions::show))
-        .route("/v1/queries/{id}", axum::routing::delete(query::cancel))
+        .route("/v1/queries/{id}", get(query::progress).delete(query::cancel))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
         .fallback(|| async {

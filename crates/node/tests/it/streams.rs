@@ -55,3 +55,28 @@ async fn a_client_that_goes_away_stops_its_query() {
     }
     assert_eq!(server.engine_pid(DEV), engine, "no engine had to end for it");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_under_way_tells_how_far_it_is_and_can_be_cancelled() {
+    let server = TestServer::start().await;
+    server.query("CREATE TABLE t AS SELECT i, repeat('x', 1000) s FROM range(300000) r(i)").await.rows();
+    let id = "0b7e9a52-2f4b-4a0c-9d1e-6a7f21c0d4e8";
+    let path = format!("/v1/queries/{id}");
+    let gone = server.send(server.request(Method::GET, &path)).await;
+    assert_eq!(gone.code(), "not_found");
+    let request = server.request(Method::POST, "/v1/tenants/default/marts/dev/query").header("tarn-query-id", id);
+    let mut answer = request.json(&json!({"sql": "SELECT * FROM t"})).send().await.expect("it answers");
+    assert!(answer.chunk().await.expect("it has begun").is_some());
+    let told = server.send(server.request(Method::GET, &path)).await;
+    assert_eq!((told.status, &told.body["state"]), (StatusCode::OK, &json!("running")), "{told:?}");
+    let progress = told.body["progress"].as_f64().expect("DuckDB counts the rows of a table");
+    assert!((0.0..1.0).contains(&progress), "{progress}");
+    assert_eq!(server.send(server.request(Method::DELETE, &path)).await.status, StatusCode::OK);
+    let broken = async {
+        while answer.chunk().await?.is_some() {}
+        Ok::<_, reqwest::Error>(())
+    };
+    assert!(broken.await.is_err(), "a cancelled answer must not look whole");
+    drop(answer);
+    while server.send(server.request(Method::GET, &path)).await.status == StatusCode::OK {}
+}
