@@ -6,6 +6,7 @@ mod health;
 mod marts;
 mod positions;
 mod query;
+mod running;
 mod tenants;
 mod tokens;
 
@@ -51,7 +52,7 @@ pub struct App {
     pub ready: AtomicBool,
 }
 
-pub use query::Running;
+pub use running::Running;
 
 type Shared = Arc<App>;
 
@@ -65,7 +66,7 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/tenants/{tenant}/marts/{mart}", get(marts::show).delete(marts::delete))
         .route("/v1/tenants/{tenant}/marts/{mart}/query", post(query::run))
         .route("/v1/tenants/{tenant}/marts/{mart}/positions/{position}", get(positions::show))
-        .route("/v1/queries/{id}", get(query::progress).delete(query::cancel))
+        .route("/v1/queries/{id}", get(running::progress).delete(running::cancel))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
         .fallback(|| async {
