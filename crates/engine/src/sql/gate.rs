@@ -6,12 +6,17 @@
 //! - Allow-lists for what a statement may be and what CREATE may make; deny-lists (`names`) only for functions, matched quoted or
 //!   not, with any schema in front, called as `f(x)` or `x.f()`.
 //! - A file path is a literal that is decoded and checked here (`paths`); a computed one is refused.
+//! - Where a table may stand is decided by what proves the opposite (`tables`); DuckDB itself is asked in a test (`shapes`).
 //! - Every refusal is final and names what to do instead.
 
 #[cfg(test)]
 mod corpus;
 mod names;
+#[cfg(test)]
+mod ordinary;
 mod paths;
+#[cfg(test)]
+mod shapes;
 mod tables;
 
 use super::{Kind, SqlError, Statement, Words, lexer::TokenKind};
@@ -153,6 +158,18 @@ fn check_kind(words: Words<'_>, kind: &Kind, role: Role) -> Result<(), Refused> 
             statement_index: None,
         }),
     }
+}
+
+/// Where the statement's verb stands: first, or behind EXPLAIN and its options.
+fn verb_at(words: Words<'_>) -> usize {
+    if !words.is(0, "explain") {
+        return 0;
+    }
+    let mut at = 1;
+    while words.is_any(at, &["analyze", "analyse", "verbose"]) {
+        at += 1;
+    }
+    if words.symbol(at, b'(') { words.behind_group(at) } else { at }
 }
 
 /// The words from the DDL verb behind EXPLAIN on.

@@ -1,10 +1,10 @@
 //! Functions and system views that a client's SQL may not name.
 //!
 //! They reach files, secrets, settings, other sessions or the checkpoint, run text as SQL, or can't be interrupted. A name counts
-//! where it is called (`f(`, quoted or not, behind any schema or dot) or where it stands as a table; a column of the same name is
-//! nobody's business.
+//! where it is called (`f(`, quoted or not, behind any schema or dot) or where it may stand as a table; a column of the same name is
+//! nobody's business, but for the few names of `HIDDEN`.
 
-use super::{OWN_SCHEMA, Refused};
+use super::{OWN_SCHEMA, Refused, tables::Role};
 use crate::sql::{Kind, Words};
 
 /// Called or selected from: never.
@@ -122,6 +122,27 @@ const ALLOWED_INTROSPECTION: [&str; 25] = [
     "pragma_version",
 ];
 
+/// Relations and functions of DuckDB that show the server's paths, settings, secrets or other sessions: refused wherever the name
+/// stands, also where it could be a column.
+const HIDDEN: [&str; 16] = [
+    "duckdb_databases",
+    "duckdb_extensions",
+    "duckdb_external_file_cache",
+    "duckdb_log_contexts",
+    "duckdb_logs",
+    "duckdb_logs_parsed",
+    "duckdb_profiling_settings",
+    "duckdb_secret_types",
+    "duckdb_secrets",
+    "duckdb_settings",
+    "duckdb_temporary_files",
+    "pg_settings",
+    "pragma_database_list",
+    "pragma_metadata_info",
+    "pragma_platform",
+    "pragma_user_agent",
+];
+
 /// Settings that a query may ask for by `current_setting`.
 const READABLE_SETTINGS: [&str; 8] = [
     "timezone",
@@ -135,7 +156,7 @@ const READABLE_SETTINGS: [&str; 8] = [
 ];
 
 /// Refuses the first denied name in `words`.
-pub(super) fn check(words: Words<'_>, kind: &Kind, tables: &[bool]) -> Result<(), Refused> {
+pub(super) fn check(words: Words<'_>, kind: &Kind, tables: &[Role]) -> Result<(), Refused> {
     let changes = !kind.is_read();
     for (at, token) in words.tokens.iter().enumerate() {
         let Some(name) = token.name(words.sql) else { continue };
@@ -152,6 +173,9 @@ pub(super) fn check(words: Words<'_>, kind: &Kind, tables: &[bool]) -> Result<()
                 "the database `memory` is not part of the mart",
                 "leave the database out of the name",
             ));
+        }
+        if HIDDEN.contains(&name.as_str()) {
+            return Err(Refused::forbidden(format!("`{name}` is not available"), ""));
         }
         let called = words.symbol(at + 1, b'(') && !is_definition(words, at);
         if called && name == "current_setting" && !asks_readable_setting(words, at) {
@@ -188,12 +212,12 @@ fn is_definition(words: Words<'_>, at: usize) -> bool {
 }
 
 /// Does the word at `at`, or the dotted name that it ends, stand where a table stands?
-fn is_table(words: Words<'_>, at: usize, tables: &[bool]) -> bool {
+fn is_table(words: Words<'_>, at: usize, tables: &[Role]) -> bool {
     let mut first = at;
     while first >= 2 && words.symbol(first - 1, b'.') && words.tokens[first - 2].name(words.sql).is_some() {
         first -= 2;
     }
-    tables[first]
+    tables[first] != Role::Value
 }
 
 fn asks_readable_setting(words: Words<'_>, at: usize) -> bool {
@@ -204,7 +228,26 @@ fn asks_readable_setting(words: Words<'_>, at: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::{sql::gate::check, wire::Role};
+    use super::*;
+    use crate::{format::tests::duck::Duck, sql::gate::check, wire::Role};
+
+    #[test]
+    fn what_the_catalog_has_and_the_gate_does_not_allow_is_refused_wherever_it_stands() {
+        let names = Duck::open().column(
+            "SELECT function_name FROM duckdb_functions() UNION SELECT view_name FROM duckdb_views() ORDER BY ALL",
+        );
+        let introspection = names
+            .iter()
+            .filter(|name| name.starts_with("duckdb_") || name.starts_with("pragma_") || *name == "pg_settings");
+        let hidden: Vec<&str> =
+            introspection.map(String::as_str).filter(|name| !ALLOWED_INTROSPECTION.contains(name)).collect();
+        assert_eq!(hidden, HIDDEN);
+        for name in hidden {
+            for sql in ["select X from t", "select 1 as X", "select t.\"X\" from t", "from t as a, main.X b"] {
+                assert!(check(&sql.replace('X', name), Role::Reader).is_err(), "{name} in {sql}");
+            }
+        }
+    }
 
     #[test]
     fn a_denied_function_is_found_in_every_spelling() {
@@ -219,6 +262,11 @@ mod tests {
             "from main.\"duckdb_logs\"",
             "select * from t, duckdb_settings()",
             "select 1 from x where i in (from pg_catalog.pg_settings)",
+            "select path from range(1) as set, duckdb_databases",
+            "from range(1) as set, duckdb_future_secrets",
+            "from range(1) tablesample 100%, pg_settings",
+            "select * from range(1) as sample, histogram('/etc/passwd', x)",
+            "from only duckdb_logs",
             "describe duckdb_secrets",
             "from enable_logging('QueryLog')",
             "select current_setting('home_directory')",

@@ -4,7 +4,7 @@
 //! that make file names. There it must be a literal `s3://bucket/key` in plain characters; everything computed is refused, because
 //! DuckDB's httpfs reads `?s3_endpoint=…` out of a path *after* it has checked the directory. Strings elsewhere are data.
 
-use super::Refused;
+use super::{Refused, tables::Role, verb_at};
 use crate::sql::{
     Words,
     lexer::{Token, TokenKind},
@@ -39,7 +39,7 @@ const FILE_FUNCTIONS: [&str; 24] = [
 ];
 
 /// Refuses the first path that is not a plain literal.
-pub(super) fn check(words: Words<'_>, tables: &[bool]) -> Result<(), Refused> {
+pub(super) fn check(words: Words<'_>, tables: &[Role]) -> Result<(), Refused> {
     check_file_functions(words)?;
     check_tables(words, tables)?;
     check_copy(words)
@@ -117,10 +117,13 @@ fn check_path_argument(words: Words<'_>, at: usize, function: &str) -> Result<()
 
 /// Strings, and names that look like paths, that stand where a table stands. DuckDB joins the parts of a dotted name before it looks
 /// for a file, so they are looked at together.
-fn check_tables(words: Words<'_>, tables: &[bool]) -> Result<(), Refused> {
-    for (at, token) in words.tokens.iter().enumerate().filter(|(at, _)| tables[*at]) {
+fn check_tables(words: Words<'_>, tables: &[Role]) -> Result<(), Refused> {
+    for (at, token) in words.tokens.iter().enumerate().filter(|(at, _)| tables[*at] != Role::Value) {
         if token.is_string() {
-            check_path(&token.string_value(words.sql).unwrap_or_default())?;
+            let path = token.string_value(words.sql).unwrap_or_default();
+            if tables[at] == Role::Table || path.is_empty() || looks_like_path(&path) {
+                check_path(&path)?;
+            }
         }
         let mut parts = Vec::new();
         let mut quoted = false;
@@ -134,29 +137,29 @@ fn check_tables(words: Words<'_>, tables: &[bool]) -> Result<(), Refused> {
             next += 2;
         }
         let name = parts.join(".");
-        if quoted && looks_like_path(&name) && !words.symbol(next + 1, b'(') {
+        if quoted && looks_like_path(&name) {
             check_path(&name)?;
         }
     }
     Ok(())
 }
 
+/// Would DuckDB look for a file of this name? More than it does, since what it takes for one grows with its extensions.
 fn looks_like_path(name: &str) -> bool {
     const SUFFIXES: [&str; 18] = [
         ".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".parq", ".gz", ".zst", ".zstd", ".db",
         ".duckdb", ".ddb", ".sqlite", ".arrow", ".arrows", ".xlsx",
     ];
     let lower = name.to_ascii_lowercase();
-    lower.contains("://")
-        || lower.contains('/')
-        || lower.contains('\\')
-        || lower.contains('*')
-        || SUFFIXES.iter().any(|suffix| lower.ends_with(suffix))
+    lower.contains(['/', '\\', '*', '?']) || SUFFIXES.iter().any(|suffix| lower.ends_with(suffix))
 }
 
 /// COPY's target, and the options that become part of a file's name.
 fn check_copy(words: Words<'_>) -> Result<(), Refused> {
-    let Some(copy) = copy_verb(words) else { return Ok(()) };
+    let copy = verb_at(words);
+    if !words.is(copy, "copy") {
+        return Ok(());
+    }
     let mut at = copy + 1;
     while at < words.tokens.len() && !words.is_any(at, &["to", "from"]) {
         at = if words.symbol(at, b'(') { words.behind_group(at) } else { at + 1 };
@@ -193,24 +196,6 @@ fn check_copy(words: Words<'_>) -> Result<(), Refused> {
         }
     }
     Ok(())
-}
-
-/// Where COPY stands: first, or behind EXPLAIN.
-fn copy_verb(words: Words<'_>) -> Option<usize> {
-    if words.is(0, "copy") {
-        return Some(0);
-    }
-    if !words.is(0, "explain") {
-        return None;
-    }
-    let mut at = 1;
-    while words.is_any(at, &["analyze", "analyse", "verbose"]) {
-        at += 1;
-    }
-    if words.symbol(at, b'(') {
-        at = words.behind_group(at);
-    }
-    words.is(at, "copy").then_some(at)
 }
 
 #[cfg(test)]
@@ -289,6 +274,14 @@ mod tests {
             "from t join u on (t.a = u.a), '/x.csv'",
             "from t where exists (select 1 from u, '/x.csv')",
             "explain analyze copy t to '/x'",
+            "from range(1) as set, 's3://b/f.parquet?s3_endpoint=h'",
+            "from range(1) values (a), 's3://b/f.parquet?s3_endpoint=h'",
+            "from range(1) as x join t on x.where = 1, 's3://b/f.parquet?s3_endpoint=h'",
+            "pivot_wider 's3://b/f.parquet?s3_endpoint=h' on a",
+            "insert into trim (select 1 from 's3://b/f.parquet?s3_endpoint=h')",
+            "delete from t using range(1) as set, 's3://b/f.parquet?s3_endpoint=h'",
+            "copy \"/etc/passwd\" to 's3://b/x'",
+            "create index i on \"s3://b/f.parquet?s3_endpoint=h\" (a)",
             "explain (analyze) copy t to '/x'",
         ] {
             assert!(check(sql, Role::Writer).is_err(), "{sql} should be refused");
