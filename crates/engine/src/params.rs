@@ -5,6 +5,7 @@
 //! spell a type pass (`typed`).
 
 mod typed;
+pub(crate) mod unique;
 
 use std::ffi::CString;
 
@@ -130,6 +131,12 @@ fn assign<'a>(names: &[String], params: &'a Params) -> Result<Vec<&'a Json>, Par
                 |name: &String| values.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
             if let Some(extra) = values.keys().find(|key| !names.iter().any(|name| name.eq_ignore_ascii_case(key))) {
                 return Err(ParamError::new(format!("the statement has no parameter `${extra}`")));
+            }
+            // DuckDB's names know no case.
+            let mut keys: Vec<String> = values.keys().map(|key| key.to_ascii_lowercase()).collect();
+            keys.sort_unstable();
+            if let Some(twice) = keys.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(ParamError::new(format!("`params` has two values for `${}`", twice[0])));
             }
             names
                 .iter()

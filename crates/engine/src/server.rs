@@ -179,9 +179,13 @@ fn end_soon(ended: &watch::Sender<Option<i32>>, code: i32) {
     });
 }
 
-/// Reads a JSON body.
+/// Reads a JSON object.
 async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Failure> {
     let bytes = bytes(request.into_body()).await?;
+    // Serde would take an array for a struct's fields in their order.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Failure::new(Code::Invalid, "the body is not the JSON it should be: an object"));
+    }
     serde_json::from_slice(&bytes)
         .map_err(|error| Failure::new(Code::Invalid, format!("the body is not the JSON it should be: {error}")))
 }

@@ -129,8 +129,8 @@ pub struct Progress {
 pub struct QueryRequest {
     /// One statement or a script.
     pub sql: String,
-    /// An array (positional) or an object (named); see `docs/types.md`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// An array (positional) or an object (named) without a name that comes twice; see `docs/types.md`.
+    #[serde(default, deserialize_with = "crate::params::unique::optional", skip_serializing_if = "Option::is_none")]
     pub params: Option<serde_json::Value>,
     /// Interrupts the request after so many milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]

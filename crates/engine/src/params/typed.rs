@@ -211,6 +211,8 @@ impl Expression {
     fn scalar(&mut self, json: &Json, ty: &Type) -> Result<(), ParamError> {
         let is_json = ty.alias.as_deref() == Some("JSON");
         let text = match json {
+            // ISO 8601 has a sign before a year of more than four digits, and DuckDB reads no `+`.
+            Json::String(text) if has_year(&ty.kind) => text.strip_prefix('+').unwrap_or(text).to_owned(),
             Json::String(text) => text.clone(),
             Json::Bool(_) | Json::Number(_) => json.to_string(),
             Json::Array(_) | Json::Object(_) if is_json => json.to_string(),
@@ -231,6 +233,13 @@ impl Expression {
             self.sql.push_str(", ");
         }
     }
+}
+
+fn has_year(kind: &Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Date | Kind::Timestamp | Kind::TimestampS | Kind::TimestampMs | Kind::TimestampNs | Kind::TimestampTz
+    )
 }
 
 fn quoted(name: &str) -> String {
