@@ -4,18 +4,25 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, header::CONTENT_TYPE};
 use http_body::{Body as HttpBody, Frame};
-use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::{
+    sync::broadcast::{Receiver, error::RecvError},
+    time::Instant,
+};
 
 use crate::{commit::Commits, pipe::Broken, wire::CommitPoint};
 
 use super::respond::Body;
 
 type Next = Pin<Box<dyn Future<Output = (Result<CommitPoint, RecvError>, Receiver<CommitPoint>)> + Send>>;
+
+/// After a piece, commits of so long share the next one: each piece wakes two processes, which then do not run statements.
+const PACE: Duration = Duration::from_millis(2);
 
 /// The lines as a body. It breaks when its reader falls too far behind.
 pub struct Feed {
@@ -26,14 +33,19 @@ pub struct Feed {
 /// Answers with the feed.
 pub fn follow(commits: &Commits) -> Response<Body> {
     let (first, receiver) = commits.follow();
-    let feed = Feed { first: Some(first), next: Box::pin(receive(receiver)) };
+    let feed = Feed { first: Some(first), next: Box::pin(receive(receiver, Instant::now())) };
     let mut response = Response::new(Body::Feed(feed));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
 }
 
-async fn receive(mut receiver: Receiver<CommitPoint>) -> (Result<CommitPoint, RecvError>, Receiver<CommitPoint>) {
-    (receiver.recv().await, receiver)
+async fn receive(
+    mut receiver: Receiver<CommitPoint>,
+    not_before: Instant,
+) -> (Result<CommitPoint, RecvError>, Receiver<CommitPoint>) {
+    let received = receiver.recv().await;
+    tokio::time::sleep_until(not_before).await;
+    (received, receiver)
 }
 
 impl HttpBody for Feed {
@@ -58,7 +70,7 @@ impl HttpBody for Feed {
             }
             Err(_) => true,
         };
-        self.next = Box::pin(receive(receiver));
+        self.next = Box::pin(receive(receiver, Instant::now() + PACE));
         Poll::Ready(Some(if broken { Err(Broken) } else { Ok(Frame::data(lines.into())) }))
     }
 }
