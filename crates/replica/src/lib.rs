@@ -8,19 +8,24 @@
 
 pub mod error;
 pub mod hash;
+pub mod history;
 pub mod image;
 pub mod layout;
 pub mod local;
 pub mod log;
 pub mod manifest;
+pub mod names;
 pub mod open;
 pub mod pack;
+pub mod past;
 pub mod plan;
 pub mod position;
 pub mod record;
 pub mod restore;
+pub mod retention;
 pub mod ship;
 pub mod store;
+pub mod view;
 pub mod wal;
 
 pub use error::{Error, Result};

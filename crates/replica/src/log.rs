@@ -21,13 +21,15 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::layout::{Layout, SLOTS_PER_SEGMENT};
-use crate::record::{Kind, Record};
+use crate::names::Names;
+use crate::plan::Plan;
+use crate::record::{self, Header, Kind, Owner, Peeked, Record, Stretch};
 
 const ATTEMPTS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -35,6 +37,8 @@ const CREATE_DEADLINE: Duration = Duration::from_secs(30);
 const PARALLEL_READS: usize = 8;
 /// Fewer records than this are read one by one even if a segment might hold them.
 const WORTH_A_SEGMENT: u64 = 8;
+/// Enough for most headers.
+const HEADER_GUESS_BYTES: u64 = 8 << 10;
 /// Larger ranges stay single records: they are efficient to read as they are.
 const MAX_SEGMENT_BYTES: usize = 64 << 20;
 
@@ -74,11 +78,76 @@ struct Hint {
 }
 
 impl Log {
+    /// The log of another mart of the same tenant.
+    pub fn of(&self, owner: &Owner) -> Self {
+        Self { stores: self.stores.clone(), layout: self.layout.of(owner), incarnation: owner.incarnation }
+    }
+
+    /// Reads what a record builds on, itself last, and folds it.
+    pub async fn fold(&self, stretches: &[Stretch], keep_wal: bool) -> Result<Plan> {
+        let mut plan = Plan::new(keep_wal);
+        for (index, stretch) in stretches.iter().enumerate() {
+            let relative = stretch.owner.as_ref().filter(|owner| *owner != self.layout.owner());
+            let log = relative.map_or_else(|| self.clone(), |owner| self.of(owner));
+            plan.read_from(relative.map(|_| log.layout.clone()));
+            let mut records = log.read(stretch.first..=stretch.last, stretch.last);
+            while let Some(record) = records.try_next().await? {
+                plan.push(&record)?;
+            }
+            plan.ends_with(stretch.hash)?;
+            if index + 1 < stretches.len() {
+                plan.turn();
+            }
+        }
+        Ok(plan)
+    }
+
     /// The record in a slot; `None` if nobody won it yet.
     pub async fn get(&self, slot: u64) -> Result<Option<Record>> {
         match self.fetch(slot).await? {
             Some(bytes) => self.check(slot, &bytes).map(Some),
             None => Ok(None),
+        }
+    }
+
+    /// The header in a slot, read by range: for finding one's way, not checked by hash.
+    pub async fn header(&self, slot: u64) -> Result<Option<Header>> {
+        self.header_at(&self.layout.slot(slot)).await
+    }
+
+    /// The same for a slot that may only be left as a copy.
+    pub(crate) async fn header_anywhere(&self, slot: u64) -> Result<Header> {
+        let key = self.layout.slot(slot);
+        if let Some(header) = self.header_at(&key).await? {
+            return Ok(header);
+        }
+        let missing = || Error::corrupt(key.as_ref(), "a later record exists but this one is missing");
+        self.header_at(&self.layout.kept(slot)).await?.ok_or_else(missing)
+    }
+
+    async fn header_at(&self, key: &object_store::path::Path) -> Result<Option<Header>> {
+        let mut wanted = HEADER_GUESS_BYTES;
+        loop {
+            let options = GetOptions { range: Some(GetRange::Bounded(0..wanted)), ..GetOptions::default() };
+            let read = async { self.stores.data.get_opts(key, options).await?.bytes().await };
+            let bytes = match read.await {
+                Ok(bytes) => bytes,
+                Err(object_store::Error::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(Error::store(key, error)),
+            };
+            match record::peek(key.as_ref(), &bytes)? {
+                Peeked::Header(header) => return Ok(Some(*header)),
+                Peeked::Needs(more) if more > wanted => wanted = more,
+                Peeked::Needs(_) => return Err(Error::corrupt(key.as_ref(), "cut short")),
+            }
+        }
+    }
+
+    /// The names as of a record.
+    pub async fn names(&self, head: &Header) -> Result<Names> {
+        match head.names_slot {
+            0 => Ok(Names::default()),
+            slot => Names::decode(&self.must_get(slot).await?),
         }
     }
 
@@ -144,7 +213,7 @@ impl Log {
     }
 
     /// Leaves a hint where the log's end is. Failure is harmless, and logged only.
-    pub async fn write_hint(&self, record: &crate::record::Header) {
+    pub async fn write_hint(&self, record: &Header) {
         if matches!(record.kind, Kind::Fence { .. } | Kind::Drop {}) {
             return;
         }
@@ -215,11 +284,8 @@ impl Log {
         Ok(Some(records))
     }
 
-    async fn must_get(&self, slot: u64) -> Result<Record> {
-        let key = self.layout.slot(slot);
-        self.get(slot)
-            .await?
-            .ok_or_else(|| Error::corrupt(key.as_ref(), "a later record exists but this one is missing"))
+    pub(crate) async fn must_get(&self, slot: u64) -> Result<Record> {
+        self.check(slot, &self.fetch_anywhere(slot).await?)
     }
 
     fn check(&self, slot: u64, bytes: &Bytes) -> Result<Record> {
@@ -256,6 +322,16 @@ impl Log {
             Err(object_store::Error::NotFound { .. }) => Ok(false),
             Err(error) => Err(Error::store(&key, error)),
         }
+    }
+
+    /// The bytes of a record that must be there, in its slot or as a copy.
+    pub(crate) async fn fetch_anywhere(&self, slot: u64) -> Result<Bytes> {
+        if let Some(bytes) = self.fetch(slot).await? {
+            return Ok(bytes);
+        }
+        let kept = self.fetch_object(&self.layout.kept(slot)).await?;
+        let key = self.layout.slot(slot);
+        kept.ok_or_else(|| Error::corrupt(key.as_ref(), "a later record exists but this one is missing"))
     }
 
     async fn fetch(&self, slot: u64) -> Result<Option<Bytes>> {
@@ -313,14 +389,15 @@ mod tests {
         let incarnation = Uuid::new_v4();
         let layout = Layout::new(&"duckdb/dev".into(), incarnation);
         let log = Log { stores: Stores { data: Arc::clone(&store), log: store }, layout, incarnation };
-        let mut head = Head { slot: 0, hash: Hash::ZERO, epoch: 0, base_slot: 0, time_us: 0, tip: None };
+        let mut head = Head::nowhere();
         for _ in 0..records {
             let kind = Kind::Fence { node: "test".into(), from: None };
-            let (header, bytes) = Draft { epoch: head.epoch + 1, base_slot: 0, tip: None, kind, time_us: 0 }.encode(
-                incarnation,
-                &head,
-                &[],
-            );
+            let (header, bytes) =
+                Draft { epoch: head.epoch + 1, base_slot: 0, tip: None, kind, time_us: 0, detour: None }.encode(
+                    incarnation,
+                    &head,
+                    &[],
+                );
             assert!(matches!(log.create(header.slot, &bytes).await, Ok(Put::Won)));
             log.roll_segment(header.slot).await;
             head = Head { slot: header.slot, hash: Hash::of(&bytes), epoch: header.epoch, ..head };
@@ -366,7 +443,7 @@ mod tests {
     async fn a_slot_is_won_once_and_winning_again_with_the_same_bytes_is_the_same_win() {
         let log = log_of(1).await;
         let head = Head::of(&log.get(1).await.expect("reads").expect("there"));
-        let draft = || Draft { epoch: 2, base_slot: 0, tip: None, kind: Kind::Drop {}, time_us: 0 };
+        let draft = || Draft { epoch: 2, base_slot: 0, tip: None, kind: Kind::Drop {}, time_us: 0, detour: None };
         let (_, mine) = draft().encode(log.incarnation, &head, &[]);
         let (_, theirs) = draft().encode(log.incarnation, &head, &[]);
         assert!(matches!(log.create(2, &mine).await, Ok(Put::Won)));

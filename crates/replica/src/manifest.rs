@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::image::{HEADER_BYTES, Image};
+use crate::layout::Layout;
 use crate::pack::{self, BlockMap};
 use crate::record::{self, MANIFEST_MAGIC, VERSION};
 
@@ -58,10 +59,11 @@ impl Manifest {
         record::encode(MANIFEST_MAGIC, &head, &payload)
     }
 
-    /// Decodes; `object` names it in errors. The file's headers must parse and agree.
-    pub fn decode(object: &str, incarnation: Uuid, bytes: &Bytes) -> Result<Self> {
+    /// Decodes the manifest of whoever `home` is; `object` names it in errors. The file's headers must parse and agree. With
+    /// `qualify` its packs are named as a relative would.
+    pub fn decode(object: &str, home: &Layout, qualify: bool, bytes: &Bytes) -> Result<Self> {
         let (head, payload) = record::decode::<Head>(MANIFEST_MAGIC, object, bytes)?;
-        if payload.len() < HEADER_BYTES || head.incarnation != incarnation {
+        if payload.len() < HEADER_BYTES || head.incarnation != home.owner().incarnation {
             return Err(Error::corrupt(object, "not a manifest of this mart"));
         }
         let header = payload.slice(..HEADER_BYTES);
@@ -71,7 +73,7 @@ impl Manifest {
         {
             return Err(Error::corrupt(object, "the file's header says otherwise"));
         }
-        let blocks = pack::decode_table(object, &payload[HEADER_BYTES..])?;
+        let blocks = pack::decode_table(object, &payload[HEADER_BYTES..], qualify.then_some(home))?;
         if blocks.keys().any(|block| *block >= head.block_count) {
             return Err(Error::corrupt(object, "a block lies past the file's end"));
         }

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::TryStreamExt;
 use object_store::path::Path as Key;
 use uuid::Uuid;
 
@@ -26,6 +25,7 @@ use crate::image::Image;
 use crate::layout::Layout;
 use crate::local::{Local, sync_dir};
 use crate::log::{Log, Put, Stores};
+use crate::names::Names;
 use crate::plan::{Life, Plan};
 use crate::record::{Kind, Record, Tip};
 use crate::restore::{self, Restored};
@@ -35,12 +35,12 @@ use crate::{DB_FILE, WAL_FILE};
 /// A fence may lose its slot to the old writer's commits this often before the open gives up.
 const FENCE_ATTEMPTS: u32 = 10;
 const QUARANTINE: &str = "quarantine";
-const RESTORING: &str = ".restore-";
+pub(crate) const RESTORING: &str = ".restore-";
 
 /// The replica of one life of a mart.
 #[derive(Debug, Clone)]
 pub struct MartReplica {
-    log: Log,
+    pub(crate) log: Log,
 }
 
 /// A mart that may be written.
@@ -78,9 +78,9 @@ impl MartReplica {
 
     /// Starts the log. Calling it again is harmless.
     pub async fn create(&self, node: &str) -> Result<()> {
-        let head = Head { slot: 0, hash: crate::hash::Hash::ZERO, epoch: 0, base_slot: 0, time_us: 0, tip: None };
+        let head = Head::nowhere();
         let kind = Kind::Fence { node: node.to_owned(), from: None };
-        let (_, bytes) = Draft { epoch: 1, base_slot: 0, tip: None, kind, time_us: now_us() }.encode(
+        let (_, bytes) = Draft { epoch: 1, base_slot: 0, tip: None, kind, time_us: now_us(), detour: None }.encode(
             self.log.incarnation,
             &head,
             &[],
@@ -107,6 +107,7 @@ impl MartReplica {
                 tip: head.tip,
                 kind: Kind::Drop {},
                 time_us: now_us(),
+                detour: None,
             };
             let (header, bytes) = draft.encode(self.log.incarnation, &head, &[]);
             if matches!(self.log.create(header.slot, &bytes).await?, Put::Won) {
@@ -123,7 +124,8 @@ impl MartReplica {
     pub async fn open_writer(&self, root: &Path, node: &str) -> Result<Opened> {
         fs::create_dir_all(root).map_err(Error::io("creating the mart's directory"))?;
         let mut record = self.head().await?;
-        if let Some(opened) = self.reuse(root, &record).await? {
+        let mut names = self.log.names(&record.header).await?;
+        if let Some(opened) = self.reuse(root, &record, &names).await? {
             return Ok(opened);
         }
         let aside = root.to_owned();
@@ -147,11 +149,12 @@ impl MartReplica {
             match self.log.create(fence.0.slot, &fence.1).await? {
                 Put::Won => {
                     let record = Record::decode("own fence", &fence.1)?;
-                    return self.restore(root, Head::of(&record), source, started).await;
+                    return self.restore(root, Head::of(&record), names, source, started).await;
                 }
                 Put::Lost(other) => {
                     tracing::info!(slot = other.header.slot, "the old writer was faster; fencing again");
                     record = self.head().await?;
+                    names = self.log.names(&record.header).await?;
                 }
             }
         }
@@ -163,11 +166,19 @@ impl MartReplica {
         let from =
             tip.map(|tip| crate::Position { epoch: head.epoch, iteration: tip.iteration, wal_bytes: tip.durable });
         let kind = Kind::Fence { node: node.to_owned(), from };
-        let draft = Draft { epoch: head.epoch + 1, base_slot: head.base_slot, tip, kind, time_us: now_us() };
+        let draft =
+            Draft { epoch: head.epoch + 1, base_slot: head.base_slot, tip, kind, time_us: now_us(), detour: None };
         draft.encode(self.log.incarnation, head, &[])
     }
 
-    async fn restore(&self, root: &Path, head: Head, source: Option<Source>, started: Instant) -> Result<Opened> {
+    async fn restore(
+        &self,
+        root: &Path,
+        head: Head,
+        names: Names,
+        source: Option<Source>,
+        started: Instant,
+    ) -> Result<Opened> {
         let building = root.join(format!("{RESTORING}{}", Uuid::new_v4().simple()));
         fs::create_dir(&building).map_err(Error::io("creating a directory to restore into"))?;
         let image = source.as_ref().map_or_else(Uuid::new_v4, |source| source.life.image);
@@ -192,11 +203,11 @@ impl MartReplica {
             rename().map_err(Error::io("moving the restored files into place"))
         })
         .await?;
-        Ok(Opened { dir: dir.clone(), how, shipper: Shipper::new(self.log.clone(), dir, head, base, shipped) })
+        Ok(Opened { dir: dir.clone(), how, shipper: Shipper::new(self.log.clone(), dir, head, names, base, shipped) })
     }
 
     /// The local directory that is the log's own continuation, if there is one.
-    async fn reuse(&self, root: &Path, record: &Record) -> Result<Option<Opened>> {
+    async fn reuse(&self, root: &Path, record: &Record, names: &Names) -> Result<Option<Opened>> {
         if matches!(record.header.kind, Kind::Drop {}) {
             return Err(Error::Dropped);
         }
@@ -207,40 +218,38 @@ impl MartReplica {
         let Some((dir, local)) = found else { return Ok(None) };
         let plan = self.plan(record, false).await?;
         let Some(source) = Source::load(&self.log, &plan).await? else {
-            let shipper = Shipper::new(self.log.clone(), dir.clone(), head, BaseState::default(), Shipped::default());
+            let shipper = Shipper::new(
+                self.log.clone(),
+                dir.clone(),
+                head,
+                names.clone(),
+                BaseState::default(),
+                Shipped::default(),
+            );
             return Ok(Some(Opened { dir, how: How::Reused, shipper }));
         };
         let Some(tip) = head.tip else { return Ok(None) };
-        let (path, life_image) = (dir.clone(), source.life.image);
-        match blocking(move || proven(&path, &local, (head, tip), life_image)).await? {
+        let (path, life_image, at) = (dir.clone(), source.life.image, head.clone());
+        match blocking(move || proven(&path, &local, (&at, tip), life_image)).await? {
             Some(shipped) => {
-                let shipper = Shipper::new(self.log.clone(), dir.clone(), head, source.base_state(), shipped);
+                let shipper =
+                    Shipper::new(self.log.clone(), dir.clone(), head, names.clone(), source.base_state(), shipped);
                 Ok(Some(Opened { dir, how: How::Reused, shipper }))
             }
             None => Ok(None),
         }
     }
 
-    async fn head(&self) -> Result<Record> {
+    pub(crate) async fn head(&self) -> Result<Record> {
         self.log
             .find_head()
             .await?
             .ok_or_else(|| Error::NotFound(format!("log of incarnation {}", self.log.incarnation)))
     }
 
-    /// Folds the records from the newest base to `head`.
+    /// Folds what `head` builds on.
     async fn plan(&self, head: &Record, keep_wal: bool) -> Result<Plan> {
-        let mut plan = Plan::new(keep_wal);
-        let slot = head.header.slot;
-        let first = head.header.base_slot.max(1);
-        let mut records = self.log.read(first..=slot, slot);
-        while let Some(record) = records.try_next().await? {
-            plan.push(&record)?;
-        }
-        if plan.last() != Some((slot, head.hash)) {
-            return Err(Error::corrupt(self.log.layout.slot(slot).as_ref(), "it was read twice and differed"));
-        }
-        Ok(plan)
+        self.log.fold(&head.header.route(head.hash), keep_wal).await
     }
 }
 
@@ -258,25 +267,30 @@ impl Source {
     }
 
     fn base_state(self) -> BaseState {
-        let live = self.manifest.blocks.keys().copied().collect();
-        let overlay = self.life.overlay();
-        let area_blocks = overlay.len() as u64;
-        let mut blocks = self.manifest.blocks;
-        blocks.extend(overlay);
-        BaseState {
-            blocks: Arc::new(blocks),
-            live: Arc::new(live),
-            free_list_known: self.manifest.free_list_known,
-            block_bytes: self.manifest.block_bytes,
-            suspects: Arc::default(),
-            stale: Arc::default(),
-            area_blocks,
-        }
+        base_state(self.manifest, &self.life)
+    }
+}
+
+/// What a shipper knows of files that were just read or written as `life` says.
+pub(crate) fn base_state(manifest: crate::manifest::Manifest, life: &Life) -> BaseState {
+    let live = manifest.blocks.keys().copied().collect();
+    let overlay = life.overlay();
+    let area_blocks = overlay.len() as u64;
+    let mut blocks = manifest.blocks;
+    blocks.extend(overlay);
+    BaseState {
+        blocks: Arc::new(blocks),
+        live: Arc::new(live),
+        free_list_known: manifest.free_list_known,
+        block_bytes: manifest.block_bytes,
+        suspects: Arc::default(),
+        stale: Arc::default(),
+        area_blocks,
     }
 }
 
 /// Whether local files continue the log; if so, what of their WAL was shipped.
-fn proven(dir: &Path, local: &Local, (head, tip): (Head, Tip), image: Uuid) -> Result<Option<Shipped>> {
+fn proven(dir: &Path, local: &Local, (head, tip): (&Head, Tip), image: Uuid) -> Result<Option<Shipped>> {
     let on_disk = match fs::File::open(dir.join(DB_FILE))
         .map_err(Error::io("opening"))
         .and_then(|file| Image::read_headers(&file))

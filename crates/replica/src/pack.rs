@@ -10,6 +10,7 @@ use bytes::{Buf, BufMut, Bytes};
 
 use crate::error::{Error, Result};
 use crate::hash::Hash;
+use crate::layout::Layout;
 
 /// A pack is closed once it holds this many bytes.
 pub const PACK_BYTES: usize = 8 << 20;
@@ -132,8 +133,9 @@ pub fn encode_table<'a>(blocks: impl IntoIterator<Item = (u64, &'a BlockRef)>) -
     zstd::bulk::compress(&table, ZSTD_LEVEL).expect("compressing memory to memory cannot fail")
 }
 
-/// Decodes a table of blocks; `object` names where it was found.
-pub fn decode_table(object: &str, compressed: &[u8]) -> Result<BlockMap> {
+/// Decodes a table of blocks; `object` names where it was found. In the table of a relative the packs' names mean that one's:
+/// `of` is its layout, and the names come back qualified.
+pub fn decode_table(object: &str, compressed: &[u8], of: Option<&Layout>) -> Result<BlockMap> {
     let corrupt = |reason: &str| Error::corrupt(object, format!("block table: {reason}"));
     let table = zstd::stream::decode_all(compressed).map_err(|error| corrupt(&error.to_string()))?;
     let mut rest = table.as_slice();
@@ -144,7 +146,8 @@ pub fn decode_table(object: &str, compressed: &[u8]) -> Result<BlockMap> {
     for _ in 0..pack_count {
         let length = usize::from(rest.try_get_u16_le().map_err(|_| short())?);
         let (name, after) = rest.split_at_checked(length).ok_or_else(short)?;
-        packs.push(std::str::from_utf8(name).map_err(|_| corrupt("pack name is not UTF-8"))?.into());
+        let name = std::str::from_utf8(name).map_err(|_| corrupt("pack name is not UTF-8"))?;
+        packs.push(of.map_or_else(|| name.into(), |layout| layout.qualified(name).into()));
         rest = after;
     }
     if rest.len() != rows * 48 {
@@ -203,11 +206,11 @@ mod tests {
         };
         let blocks: BlockMap = (0..5).map(|n| (u64::from(n) * 3, reference(n))).collect();
         let table = encode_table(blocks.iter().map(|(block, reference)| (*block, reference)));
-        assert_eq!(decode_table("x", &table).expect("whole"), blocks);
+        assert_eq!(decode_table("x", &table, None).expect("whole"), blocks);
         let raw = zstd::stream::decode_all(table.as_slice()).expect("zstd");
         for cut in 0..raw.len() {
             let cut = zstd::bulk::compress(&raw[..cut], 1).expect("zstd");
-            assert!(matches!(decode_table("x", &cut), Err(Error::Corrupt { .. })));
+            assert!(matches!(decode_table("x", &cut, None), Err(Error::Corrupt { .. })));
         }
     }
 

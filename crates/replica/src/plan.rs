@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::hash::Hash;
+use crate::layout::Layout;
 use crate::pack::{self, BlockMap};
 use crate::position::Position;
 use crate::record::{Header, Kind, Record, Tip};
@@ -20,6 +21,10 @@ pub struct Plan {
     tip: Option<Tip>,
     epoch: u64,
     keep_wal: bool,
+    /// Whose log is read, if a relative's.
+    foreign: Option<Layout>,
+    /// The next record may be a fence anywhere: it cuts what was read before.
+    turned: bool,
 }
 
 /// A base and what was shipped on top of it.
@@ -64,15 +69,56 @@ impl Plan {
         Self { keep_wal, ..Self::default() }
     }
 
+    /// The records from here on are of this relative's log.
+    pub fn read_from(&mut self, relative: Option<Layout>) {
+        self.foreign = relative;
+    }
+
+    /// The next record is the fence that cut what was read so far.
+    pub fn turn(&mut self) {
+        self.turned = true;
+    }
+
+    /// Whether the last record is the one with that hash.
+    pub fn ends_with(&self, hash: Hash) -> Result<()> {
+        match self.last {
+            Some((_, last)) if last == hash => Ok(()),
+            last => {
+                let slot = last.map_or(0, |(slot, _)| slot);
+                Err(Error::corrupt(format!("log record {slot}"), "it is not the one that is built on"))
+            }
+        }
+    }
+
+    /// Cuts the plan at an earlier position of what was read; false if no commit ended there.
+    pub fn cut(&mut self, position: Position) -> Result<bool> {
+        let (Some(tip), Some(life)) = (self.tip, self.lives.last_mut()) else { return Ok(false) };
+        let ends = life.parts.iter().flat_map(|part| &part.ends).any(|(end, _)| *end == position.wal_bytes);
+        // A fence may have cut where the log of this epoch begins.
+        let whole = position.wal_bytes == 0 || ends || position.wal_bytes == tip.durable;
+        if life.iteration != position.iteration || position.wal_bytes > tip.durable || !whole {
+            return Ok(false);
+        }
+        let wal_prefix =
+            if self.keep_wal { crate::restore::wal_prefix_at(life, tip, position.wal_bytes)? } else { tip.wal_prefix };
+        life.cut(position.wal_bytes);
+        self.tip = Some(Tip { wal_bytes: position.wal_bytes, durable: position.wal_bytes, wal_prefix, ..tip });
+        Ok(true)
+    }
+
     /// Takes the next record. The first must be a base, or slot 1.
     pub fn push(&mut self, record: &Record) -> Result<()> {
         let header = &record.header;
         let corrupt = |reason: String| Error::corrupt(format!("log record {}", header.slot), reason);
-        match self.last {
+        let turned = std::mem::take(&mut self.turned);
+        if turned && !matches!(header.kind, Kind::Fence { .. }) {
+            return Err(corrupt("only a fence goes on elsewhere".into()));
+        }
+        match self.last.filter(|_| !turned) {
             Some((slot, hash)) if header.slot != slot + 1 || header.prev != hash => {
                 return Err(corrupt("it does not continue its predecessor".into()));
             }
-            None if header.slot != 1 && !matches!(header.kind, Kind::Base { .. }) => {
+            None if !turned && header.slot != 1 && !matches!(header.kind, Kind::Base { .. }) => {
                 return Err(corrupt("a plan starts at a base".into()));
             }
             _ => {}
@@ -85,12 +131,16 @@ impl Plan {
             Kind::Commits { .. } => self.commits(record)?,
             Kind::Base { iteration, manifest, manifest_hash, image, .. } => self.lives.push(Life {
                 slot: header.slot,
-                manifest: manifest.clone(),
+                manifest: match &self.foreign {
+                    Some(layout) => layout.qualified(manifest),
+                    None => manifest.clone(),
+                },
                 manifest_hash: *manifest_hash,
                 image: *image,
                 iteration: *iteration,
                 parts: Vec::new(),
             }),
+            Kind::Names {} => {}
             Kind::Drop {} => return Err(Error::Dropped),
         }
         self.last = Some((header.slot, record.hash));
@@ -128,11 +178,7 @@ impl Plan {
         let life =
             self.lives.last_mut().filter(|life| life.slot == header.base_slot && life.iteration == from.iteration);
         let life = life.ok_or_else(|| corrupt("a fence from a base that is not there"))?;
-        life.parts.retain(|part| part.from < from.wal_bytes);
-        if let Some(part) = life.parts.last_mut() {
-            part.to = part.to.min(from.wal_bytes);
-            part.ends.retain(|(end, _)| *end <= from.wal_bytes);
-        }
+        life.cut(from.wal_bytes);
         Ok(())
     }
 
@@ -150,7 +196,11 @@ impl Plan {
         }
         let table = usize::try_from(*table_bytes).ok().filter(|bytes| *bytes <= record.payload.len());
         let table = table.ok_or_else(|| corrupt("block table longer than the payload"))?;
-        let blocks = if table == 0 { BlockMap::new() } else { pack::decode_table(&object, &record.payload[..table])? };
+        let blocks = if table == 0 {
+            BlockMap::new()
+        } else {
+            pack::decode_table(&object, &record.payload[..table], self.foreign.as_ref())?
+        };
         let wal = if self.keep_wal { record.payload.slice(table..) } else { Bytes::new() };
         let (from, to) = (*wal_from, *wal_to);
         life.parts.push(Part {
@@ -181,6 +231,14 @@ impl Plan {
 }
 
 impl Life {
+    fn cut(&mut self, wal_bytes: u64) {
+        self.parts.retain(|part| part.from < wal_bytes);
+        if let Some(part) = self.parts.last_mut() {
+            part.to = part.to.min(wal_bytes);
+            part.ends.retain(|(end, _)| *end <= wal_bytes);
+        }
+    }
+
     /// Blocks shipped on top of the base's, newest first.
     pub fn overlay(&self) -> BlockMap {
         let mut blocks = BlockMap::new();

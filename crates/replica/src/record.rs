@@ -40,9 +40,30 @@ pub struct Header {
     pub time_us: i64,
     /// What is in the log once this record is.
     pub tip: Option<Tip>,
+    /// Slot of the newest fence, this record included: who writes.
+    #[serde(default)]
+    pub fence_slot: u64,
+    /// Slot of the newest record of names, this one included; 0 before the first.
+    #[serde(default)]
+    pub names_slot: u64,
+    /// Where what it builds on lies, if not simply from `base_slot` on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detour: Option<Box<Detour>>,
     /// What happened.
     #[serde(flatten)]
     pub kind: Kind,
+}
+
+impl Header {
+    /// What to read to have the mart as of this record, oldest first; `hash` is the record's.
+    pub fn route(&self, hash: Hash) -> Vec<Stretch> {
+        let (mut stretches, first) = match &self.detour {
+            Some(detour) => (detour.before.clone(), detour.resumes),
+            None => (Vec::new(), self.base_slot.max(1)),
+        };
+        stretches.push(Stretch { owner: None, first, last: self.slot, hash });
+        stretches
+    }
 }
 
 /// How far the log reaches.
@@ -63,6 +84,38 @@ impl Tip {
     pub fn at_base(iteration: u64) -> Self {
         Self { iteration, wal_bytes: 0, wal_prefix: Hash::of(b""), durable: 0 }
     }
+}
+
+/// A way through logs that is not one range of slots: after going back to an earlier position, or in a branch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detour {
+    /// What counts of what was before, oldest first; the first stretch begins at the base.
+    pub before: Vec<Stretch>,
+    /// The fence that cut there; from it on, all records of this log count.
+    pub resumes: u64,
+}
+
+/// A range of slots of one log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stretch {
+    /// Whose log it is; this one's if none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
+    /// First slot.
+    pub first: u64,
+    /// Last slot.
+    pub last: u64,
+    /// Hash of the last slot's record.
+    pub hash: Hash,
+}
+
+/// One life of a mart, as its relatives name it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Owner {
+    /// The mart's name below the common prefix.
+    pub mart: String,
+    /// Which life.
+    pub incarnation: Uuid,
 }
 
 /// Kinds of records.
@@ -103,6 +156,8 @@ pub enum Kind {
         /// one disk reach the same iteration with different rows; this tells them apart.
         image: Uuid,
     },
+    /// All that is named or held in this mart's history, as of now. Payload: JSON, zstd (see `names`).
+    Names {},
     /// The mart is no more. Nothing follows.
     Drop {},
 }
@@ -131,6 +186,31 @@ impl Record {
     }
 }
 
+/// What the first bytes of a record hold.
+#[derive(Debug)]
+pub enum Peeked {
+    /// Its header, not checked by hash.
+    Header(Box<Header>),
+    /// The header is longer: so many bytes hold it.
+    Needs(u64),
+}
+
+/// Reads a header from a record's first bytes; `object` names it in errors.
+pub fn peek(object: &str, bytes: &[u8]) -> Result<Peeked> {
+    let corrupt = |reason: String| Error::corrupt(object, reason);
+    let (Some(magic), Some(length)) = (bytes.get(..8), bytes.get(8..12)) else {
+        return Err(corrupt("cut short".into()));
+    };
+    if magic != RECORD_MAGIC {
+        return Err(corrupt("wrong magic".into()));
+    }
+    let end = 12 + u32::from_le_bytes(length.try_into().expect("four bytes")) as usize;
+    match bytes.get(12..end) {
+        Some(json) => parse_header(object, json).map(|header| Peeked::Header(Box::new(header))),
+        None => Ok(Peeked::Needs(end as u64)),
+    }
+}
+
 /// Envelope with any JSON header.
 pub fn encode<H: Serialize>(magic: &[u8; 8], header: &H, payload: &[u8]) -> Bytes {
     let json = serde_json::to_vec(header).expect("headers have string keys and finite numbers");
@@ -146,10 +226,6 @@ pub fn encode<H: Serialize>(magic: &[u8; 8], header: &H, payload: &[u8]) -> Byte
 
 /// Checks hash, magic and version of an envelope and parses its header.
 pub fn decode<H: DeserializeOwned>(magic: &[u8; 8], object: &str, bytes: &Bytes) -> Result<(H, Bytes)> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
     let corrupt = |reason: String| Error::corrupt(object, reason);
     if bytes.len() < 8 + 4 + HASH_BYTES {
         return Err(corrupt("cut short".into()));
@@ -163,6 +239,16 @@ pub fn decode<H: DeserializeOwned>(magic: &[u8; 8], object: &str, bytes: &Bytes)
     }
     let length = u32::from_le_bytes(body[8..12].try_into().expect("four bytes")) as usize;
     let json = body.get(12..12 + length).ok_or_else(|| corrupt("header longer than the object".into()))?;
+    let header = parse_header(object, json)?;
+    Ok((header, body.slice(12 + length..)))
+}
+
+fn parse_header<H: DeserializeOwned>(object: &str, json: &[u8]) -> Result<H> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let corrupt = |reason: String| Error::corrupt(object, reason);
     let versioned: Versioned = serde_json::from_slice(json).map_err(|error| corrupt(format!("header: {error}")))?;
     if versioned.version != VERSION {
         return Err(corrupt(format!(
@@ -170,6 +256,5 @@ pub fn decode<H: DeserializeOwned>(magic: &[u8; 8], object: &str, bytes: &Bytes)
             versioned.version
         )));
     }
-    let header = serde_json::from_slice(json).map_err(|error| corrupt(format!("header: {error}")))?;
-    Ok((header, body.slice(12 + length..)))
+    serde_json::from_slice(json).map_err(|error| corrupt(format!("header: {error}")))
 }

@@ -51,15 +51,27 @@ pub(crate) struct Restored {
 
 /// Fetches and checks the manifest that a base record names.
 pub(crate) async fn load_manifest(log: &Log, life: &Life) -> Result<Manifest> {
-    let bad_name = || Error::corrupt(format!("log record {}", life.slot), "it names no manifest");
-    let key = log.layout.named(&life.manifest).ok_or_else(bad_name)?;
+    load_named_manifest(log, life.slot, &life.manifest, life.manifest_hash, life.iteration).await
+}
+
+/// The same, before the record in `slot` is folded.
+pub(crate) async fn load_named_manifest(
+    log: &Log,
+    slot: u64,
+    name: &str,
+    hash: Hash,
+    iteration: u64,
+) -> Result<Manifest> {
+    let bad_name = || Error::corrupt(format!("log record {slot}"), "it names no manifest");
+    let key = log.layout.named(name).ok_or_else(bad_name)?;
+    let home = log.layout.home_of(name).ok_or_else(bad_name)?;
     let read = async { log.stores.data.get(&key).await?.bytes().await };
     let bytes = read.await.map_err(|error| Error::required(&key, error))?;
-    if Hash::of(&bytes) != life.manifest_hash {
+    if Hash::of(&bytes) != hash {
         return Err(Error::corrupt(key.as_ref(), "it is not the one that the log names"));
     }
-    let manifest = Manifest::decode(key.as_ref(), log.incarnation, &bytes)?;
-    if manifest.iteration != life.iteration {
+    let manifest = Manifest::decode(key.as_ref(), &home, home.owner() != log.layout.owner(), &bytes)?;
+    if manifest.iteration != iteration {
         return Err(Error::corrupt(key.as_ref(), "it is of another iteration than the log says"));
     }
     Ok(manifest)
@@ -67,13 +79,18 @@ pub(crate) async fn load_manifest(log: &Log, life: &Life) -> Result<Manifest> {
 
 /// Hash of the WAL up to the tip's last whole commit; checks on the way that the log's parts are what was shipped.
 pub(crate) fn wal_prefix(life: &Life, tip: Tip) -> Result<Hash> {
+    wal_prefix_at(life, tip, tip.durable)
+}
+
+/// The same up to `at`, where a part or a commit ends.
+pub(crate) fn wal_prefix_at(life: &Life, tip: Tip, at: u64) -> Result<Hash> {
     let mut hasher = blake3::Hasher::new();
     let mut prefix = Hash::of(b"");
     for part in &life.parts {
         let bytes = part_bytes(part)?;
-        let cut = usize::try_from(tip.durable.clamp(part.from, part.to) - part.from).unwrap_or(bytes.len());
+        let cut = usize::try_from(at.clamp(part.from, part.to) - part.from).unwrap_or(bytes.len());
         hasher.update(&bytes[..cut]);
-        if (part.from..=part.to).contains(&tip.durable) {
+        if (part.from..=part.to).contains(&at) {
             prefix = hasher.finalize().into();
         }
         hasher.update(&bytes[cut..]);
@@ -133,14 +150,14 @@ fn create_sparse(path: &Path, manifest: &Manifest, blocks: &BlockMap) -> Result<
 
 /// One request: a range of a pack, and the blocks in it.
 #[derive(Debug, PartialEq)]
-struct Read {
-    pack: Arc<str>,
-    range: Range<u64>,
-    blocks: Vec<(u64, BlockRef)>,
+pub(crate) struct Read {
+    pub pack: Arc<str>,
+    pub range: Range<u64>,
+    pub blocks: Vec<(u64, BlockRef)>,
 }
 
 /// Groups blocks by pack and merges neighbours into few requests.
-fn reads(blocks: &BlockMap) -> Vec<Read> {
+pub(crate) fn reads(blocks: &BlockMap) -> Vec<Read> {
     let mut sorted: Vec<_> = blocks.iter().map(|(block, reference)| (*block, reference.clone())).collect();
     sorted.sort_unstable_by(|(_, a), (_, b)| (&a.pack, a.offset).cmp(&(&b.pack, b.offset)));
     let mut reads: Vec<Read> = Vec::new();
@@ -176,25 +193,8 @@ impl Target {
 }
 
 async fn fetch(log: &Log, read: Read, target: &Target) -> Result<()> {
-    let bad_name = || Error::corrupt(read.pack.as_ref(), "not a pack's name");
-    let key = log.layout.named(&read.pack).ok_or_else(bad_name)?;
     let mut bytes = target.buffers().pop().unwrap_or_else(|| Vec::with_capacity(MAX_READ_BYTES as usize));
-    match read_range(log, &key, &read.range, &mut bytes).await {
-        Ok(()) => {}
-        Err(error) => {
-            // A range past the end is an error of its own in every store; the size tells it from a store in trouble.
-            let size = log.stores.data.head(&key).await.map(|meta| meta.size);
-            let cut_short = size.is_ok_and(|size| size < read.range.end);
-            return Err(if cut_short {
-                Error::corrupt(key.as_ref(), "cut short")
-            } else {
-                Error::required(&key, error)
-            });
-        }
-    };
-    if bytes.len() as u64 != read.range.end - read.range.start {
-        return Err(Error::corrupt(key.as_ref(), "cut short"));
-    }
+    fetch_range(log, &read, &mut bytes).await?;
     let (file, block_bytes) = (Arc::clone(&target.file), target.block_bytes);
     let written = read.blocks.len() as u64 * block_bytes;
     let sync = target.unsynced.fetch_add(written, Ordering::Relaxed) + written >= SYNC_BYTES;
@@ -220,6 +220,22 @@ async fn fetch(log: &Log, read: Read, target: &Target) -> Result<()> {
     Ok(())
 }
 
+/// Reads stored blocks as they lie, all of them.
+pub(crate) async fn fetch_range(log: &Log, read: &Read, bytes: &mut Vec<u8>) -> Result<()> {
+    let bad_name = || Error::corrupt(read.pack.as_ref(), "not a pack's name");
+    let key = log.layout.named(&read.pack).ok_or_else(bad_name)?;
+    if let Err(error) = read_range(log, &key, &read.range, bytes).await {
+        // A range past the end is an error of its own in every store; the size tells it from a store in trouble.
+        let size = log.stores.data.head(&key).await.map(|meta| meta.size);
+        let cut_short = size.is_ok_and(|size| size < read.range.end);
+        return Err(if cut_short { Error::corrupt(key.as_ref(), "cut short") } else { Error::required(&key, error) });
+    }
+    if bytes.len() as u64 != read.range.end - read.range.start {
+        return Err(Error::corrupt(key.as_ref(), "cut short"));
+    }
+    Ok(())
+}
+
 async fn read_range(log: &Log, key: &Key, range: &Range<u64>, into: &mut Vec<u8>) -> object_store::Result<()> {
     let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
     let mut pieces = log.stores.data.get_opts(key, options).await?.into_stream();
@@ -229,7 +245,7 @@ async fn read_range(log: &Log, key: &Key, range: &Range<u64>, into: &mut Vec<u8>
     Ok(())
 }
 
-fn part_bytes(part: &crate::plan::Part) -> Result<Vec<u8>> {
+pub(crate) fn part_bytes(part: &crate::plan::Part) -> Result<Vec<u8>> {
     let corrupt = |reason: String| Error::corrupt(format!("log record {}", part.slot), reason);
     let size = usize::try_from(part.stored_bytes).map_err(|_| corrupt("WAL part too large".into()))?;
     let mut bytes = zstd::bulk::decompress(&part.wal, size).map_err(|error| corrupt(format!("WAL part: {error}")))?;

@@ -28,17 +28,22 @@ use crate::hash::Hash;
 use crate::image::Image;
 use crate::local::{Intent, Local};
 use crate::log::{Log, Put, ends_segment};
+use crate::names::Names;
 use crate::pack::{BlockMap, BlockRef};
 use crate::position::{CommitPoint, Position};
-use crate::record::{Header, Kind, Record, Tip, VERSION};
+use crate::record::{Detour, Header, Kind, Record, Tip, VERSION};
 use crate::wal::{self, FrameKind, Walker};
 use crate::{DB_FILE, WAL_FILE};
 
+mod back;
 mod base;
 mod blocks;
 mod commits;
+mod sweep;
 
+pub use back::Prepared;
 pub(crate) use blocks::Stamp;
+pub use sweep::{Swept, Terms};
 
 /// Ask for a checkpoint beyond this much WAL.
 const WAL_LIMIT_BYTES: u64 = 64 << 20;
@@ -70,12 +75,13 @@ pub struct Shipper {
     base: BaseState,
     shipped: Shipped,
     pending: Option<Pending>,
+    names: Names,
     /// Rolling of log segments; nobody waits for it, and it ends with the shipper.
     rolling: JoinSet<()>,
 }
 
 /// The log's end, as this writer knows it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Head {
     pub slot: u64,
     pub hash: Hash,
@@ -83,12 +89,34 @@ pub(crate) struct Head {
     pub base_slot: u64,
     pub time_us: i64,
     pub tip: Option<Tip>,
+    pub fence_slot: u64,
+    pub names_slot: u64,
+    pub detour: Option<Box<Detour>>,
 }
 
 impl Head {
+    /// Before the first record.
+    pub(crate) fn nowhere() -> Self {
+        Self {
+            slot: 0,
+            hash: Hash::ZERO,
+            epoch: 0,
+            base_slot: 0,
+            time_us: 0,
+            tip: None,
+            fence_slot: 0,
+            names_slot: 0,
+            detour: None,
+        }
+    }
+
     pub(crate) fn of(record: &Record) -> Self {
-        let Header { slot, epoch, base_slot, time_us, tip, .. } = record.header;
-        Self { slot, hash: record.hash, epoch, base_slot, time_us, tip }
+        Self::after(&record.header, record.hash)
+    }
+
+    fn after(header: &Header, hash: Hash) -> Self {
+        let Header { slot, epoch, base_slot, time_us, tip, fence_slot, names_slot, ref detour, .. } = *header;
+        Self { slot, hash, epoch, base_slot, time_us, tip, fence_slot, names_slot, detour: detour.clone() }
     }
 }
 
@@ -138,10 +166,11 @@ enum Effect {
     Commits { extra: Extra, shipped: Box<Shipped> },
     Base(Box<BaseState>),
     Fence,
+    Names(Box<Names>),
 }
 
 impl Shipper {
-    pub(crate) fn new(log: Log, dir: PathBuf, head: Head, base: BaseState, shipped: Shipped) -> Self {
+    pub(crate) fn new(log: Log, dir: PathBuf, head: Head, names: Names, base: BaseState, shipped: Shipped) -> Self {
         let needs_base = head.tip.is_none();
         Self {
             log,
@@ -152,6 +181,7 @@ impl Shipper {
             base,
             shipped,
             pending: None,
+            names,
             rolling: JoinSet::new(),
         }
     }
@@ -179,7 +209,8 @@ impl Shipper {
 
     /// True when WAL, blocks outside the base, or records since it have grown enough for a checkpoint.
     pub fn wants_checkpoint(&self) -> bool {
-        let records = self.head.slot - self.head.base_slot;
+        let from = self.head.detour.as_ref().map_or(self.head.base_slot, |detour| detour.resumes);
+        let records = self.head.slot - from;
         let area = self.base.area_blocks * self.base.block_bytes;
         !self.needs_base && (self.wal_bytes() > WAL_LIMIT_BYTES || area > AREA_LIMIT_BYTES || records > RECORDS_LIMIT)
     }
@@ -273,8 +304,12 @@ impl Shipper {
         let epoch = self.head.epoch + 1;
         let kind = Kind::Fence { node: node.to_owned(), from: tip.map(|_| durable) };
         (self.needs_base, self.base_anew) = (true, true);
-        self.append(Draft { epoch, base_slot: self.head.base_slot, tip, kind, time_us: now_us() }, &[], Effect::Fence)
-            .await?;
+        self.append(
+            Draft { epoch, base_slot: self.head.base_slot, tip, kind, time_us: now_us(), detour: None },
+            &[],
+            Effect::Fence,
+        )
+        .await?;
         let local = Local { incarnation: self.log.incarnation, epoch, image: Uuid::new_v4(), intent: None };
         let dir = self.dir.clone();
         blocking(move || local.write(&dir)).await
@@ -298,8 +333,8 @@ impl Shipper {
             Put::Lost(record) => return Err(taken(&record)),
         }
         let Some(Pending { header, hash, effect, .. }) = self.pending.take() else { return Ok(()) };
-        let Header { slot, epoch, base_slot, time_us, tip, .. } = header;
-        self.head = Head { slot, hash, epoch, base_slot, time_us, tip };
+        let slot = header.slot;
+        self.head = Head::after(&header, hash);
         match effect {
             Effect::Commits { extra, shipped } => {
                 self.shipped = *shipped;
@@ -310,6 +345,7 @@ impl Shipper {
                 self.shipped = Shipped::default();
                 (self.needs_base, self.base_anew) = (false, false);
             }
+            Effect::Names(names) => self.names = *names,
             Effect::Fence => {}
         }
         if matches!(header.kind, Kind::Base { .. }) || slot % HINT_EVERY == 0 {
@@ -366,6 +402,12 @@ impl BaseState {
         (0..file_blocks).filter(may_change).collect()
     }
 
+    /// All contents that the store has, by hash.
+    fn contents(&self) -> Arc<HashMap<Hash, BlockRef>> {
+        let known = self.blocks.values().map(|reference| (reference.hash, reference.clone()));
+        Arc::new(known.chain(self.stale.iter().map(|(hash, reference)| (*hash, reference.clone()))).collect())
+    }
+
     fn add(&mut self, Extra { blocks, stamps, uploaded }: Extra) {
         self.area_blocks += uploaded;
         if blocks.is_empty() && stamps.is_empty() {
@@ -394,6 +436,8 @@ pub(crate) struct Draft {
     pub tip: Option<Tip>,
     pub kind: Kind,
     pub time_us: i64,
+    /// A fence's that goes on from elsewhere; else the predecessor's goes on.
+    pub detour: Option<Box<Detour>>,
 }
 
 impl Draft {
@@ -409,6 +453,14 @@ impl Draft {
             base_slot: self.base_slot,
             time_us: self.time_us.max(head.time_us),
             tip: self.tip,
+            fence_slot: if matches!(self.kind, Kind::Fence { .. }) { head.slot + 1 } else { head.fence_slot },
+            names_slot: if matches!(self.kind, Kind::Names {}) { head.slot + 1 } else { head.names_slot },
+            // A base is read by itself.
+            detour: match (&self.kind, self.detour) {
+                (Kind::Base { .. }, _) => None,
+                (_, None) => head.detour.clone(),
+                (_, anew) => anew,
+            },
             kind: self.kind,
         };
         let bytes = Record::encode(&header, payload);

@@ -48,6 +48,7 @@ impl Shipper {
             tip: Some(Tip::at_base(iteration)),
             kind,
             time_us: now_us(),
+            detour: None,
         };
         let again = blocking(move || Image::read_headers(&file)).await?;
         if again.header != image.header {
@@ -72,15 +73,13 @@ impl Shipper {
     async fn upload_live(&self, file: &Arc<File>, image: &Image) -> Result<Found> {
         let same_size = self.base.block_bytes == image.block_bytes;
         let known = if same_size { Arc::clone(&self.base.blocks) } else { Arc::default() };
-        let contents = known.values().filter(|_| same_size).map(|reference| (reference.hash, reference.clone()));
-        let by_hash: HashMap<_, _> =
-            contents.chain(self.base.stale.iter().map(|(hash, reference)| (*hash, reference.clone()))).collect();
+        let by_hash = if same_size || self.base.block_bytes == 0 { self.base.contents() } else { Arc::default() };
         let scan = Scan {
             file: Arc::clone(file),
             block_bytes: image.block_bytes,
             blocks: image.live().collect(),
             known,
-            by_hash: Arc::new(by_hash),
+            by_hash,
             stamps: Arc::default(),
             epoch: self.head.epoch,
         };

@@ -123,7 +123,14 @@ impl Shipper {
             ends: ends.collect(),
             table_bytes,
         };
-        let draft = Draft { epoch: self.head.epoch, base_slot: self.head.base_slot, tip: Some(tip), kind, time_us };
+        let draft = Draft {
+            epoch: self.head.epoch,
+            base_slot: self.head.base_slot,
+            tip: Some(tip),
+            kind,
+            time_us,
+            detour: None,
+        };
         self.append(draft, &payload, Effect::Commits { extra, shipped: Box::new(part.shipped) }).await
     }
 }

@@ -5,5 +5,6 @@ mod files;
 mod framing;
 mod life;
 mod opening;
+mod past;
 mod shipping;
 mod stores;

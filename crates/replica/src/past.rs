@@ -1,0 +1,131 @@
+//! Earlier moments of a mart: copying one into a directory, branching from it.
+//!
+//! Nothing here changes the mart's own log; going back in place is the writer's business (`ship::back`).
+//!
+//! # Crash consistency
+//! A copy is a directory that nobody uses before it is whole. A branch is one record, created if absent in a log of its own.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::history::{At, History, Moment, moments};
+use crate::log::{Log, Put};
+use crate::names::{Names, Past};
+use crate::open::MartReplica;
+use crate::plan::{Life, Plan};
+use crate::position::Position;
+use crate::record::{Detour, Kind, Owner, Record, Stretch, Tip};
+use crate::restore;
+use crate::retention::Ledger;
+use crate::ship::{Draft, Head, Shipped, now_us};
+
+/// A moment with what there is to fetch for it.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub life: Life,
+    pub manifest: crate::manifest::Manifest,
+    pub tip: Tip,
+}
+
+impl Loaded {
+    /// Reads and checks everything that is small. `NotFound` if no commit ended there.
+    pub(crate) async fn of(log: &Log, past: &Past) -> Result<Self> {
+        let mut plan: Plan = log.fold(&past.route, true).await?;
+        let absent = || Error::NotFound(format!("position {}", past.position));
+        let position = past.position;
+        let plan = crate::ship::blocking(move || plan.cut(position).map(|whole| whole.then_some(plan))).await?;
+        let plan = plan.ok_or_else(absent)?;
+        let (life, tip) = plan.life().zip(plan.tip()).ok_or_else(absent)?;
+        let manifest = restore::load_manifest(log, life).await?;
+        Ok(Self { life: life.clone(), manifest, tip })
+    }
+
+    /// Writes database and WAL.
+    pub(crate) async fn write(&self, log: &Log, dir: &Path) -> Result<(u64, Shipped)> {
+        let restored = restore::apply(log, (&self.manifest, &self.life), self.tip, dir).await?;
+        Ok((restored.bytes, restored.shipped))
+    }
+}
+
+/// A mart's history as of one look at its log.
+#[derive(Debug)]
+pub struct Looked {
+    /// The log's last record.
+    pub(crate) head: Record,
+    /// What is named.
+    pub names: Names,
+}
+
+impl MartReplica {
+    /// Looks where the log ends. Does not need its writer.
+    pub async fn look(&self) -> Result<Looked> {
+        let head = self.head().await?;
+        if matches!(head.header.kind, Kind::Drop {}) {
+            return Err(Error::Dropped);
+        }
+        let names = self.log.names(&head.header).await?;
+        Ok(Looked { head, names })
+    }
+
+    /// The way to a moment. `NotFound` if there is none, or not any more.
+    pub async fn find(&self, looked: &Looked, at: At) -> Result<Past> {
+        History::new(&self.log, looked.head.clone(), &looked.names).find(at).await
+    }
+
+    /// Moments in a span of time (microseconds, end not included), oldest first; at least the newest `limit` of them.
+    pub async fn moments(&self, looked: &Looked, time_us: std::ops::Range<i64>, limit: usize) -> Result<Vec<Moment>> {
+        let history = History::new(&self.log, looked.head.clone(), &looked.names);
+        let headers = history.between(time_us.clone(), limit).await?;
+        let all = headers.iter().flat_map(moments);
+        Ok(all.filter(|moment| time_us.contains(&moment.time_us)).collect())
+    }
+
+    /// Writes `mart.db` and `mart.db.wal` as of a moment into an empty directory; returns their bytes.
+    pub async fn copy(&self, past: &Past, dir: &Path) -> Result<u64> {
+        Ok(Loaded::of(&self.log, past).await?.write(&self.log, dir).await?.0)
+    }
+
+    /// Starts the log of `child`, a mart of the same tenant that was never created, at a moment of this one. Shares everything.
+    /// The caller has noted the branch in this mart's names before, so that no sweep takes what it needs.
+    pub async fn branch(&self, past: &Past, child: &Self, node: &str) -> Result<Position> {
+        let mut plan = self.log.fold(&past.route, true).await?;
+        let position = past.position;
+        let plan = crate::ship::blocking(move || plan.cut(position).map(|whole| whole.then_some(plan))).await?;
+        let absent = || Error::NotFound(format!("position {position}"));
+        let plan = plan.ok_or_else(absent)?;
+        let (life, tip) = plan.life().zip(plan.tip()).ok_or_else(absent)?;
+        let detour = Detour { before: self.abroad(&past.route), resumes: 1 };
+        let draft = Draft {
+            epoch: position.epoch + 1,
+            base_slot: life.slot,
+            tip: Some(tip),
+            kind: Kind::Fence { node: node.to_owned(), from: Some(position) },
+            time_us: now_us(),
+            detour: Some(Box::new(detour)),
+        };
+        let (_, bytes) = draft.encode(child.log.incarnation, &Head::nowhere(), &[]);
+        match child.log.create(1, &bytes).await? {
+            Put::Won => Ok(Position { epoch: position.epoch + 1, ..position }),
+            Put::Lost(_) => Err(Error::Misuse("the branch's log exists already".into())),
+        }
+    }
+
+    /// Reads what each record still needs: the ground for a sweep. Grows with the window.
+    pub async fn ledger(&self, looked: &Looked) -> Result<Ledger> {
+        Ledger::read(&self.log, &looked.names, looked.head.header.slot).await
+    }
+
+    /// Whose replica it is.
+    pub fn owner(&self) -> &Owner {
+        self.log.layout.owner()
+    }
+
+    /// A route as a relative reads it.
+    fn abroad(&self, route: &[Stretch]) -> Vec<Stretch> {
+        let own = self.log.layout.owner();
+        route
+            .iter()
+            .map(|stretch| Stretch { owner: Some(stretch.owner.as_ref().unwrap_or(own).clone()), ..stretch.clone() })
+            .collect()
+    }
+}
