@@ -149,7 +149,7 @@ impl MartReplica {
             match self.log.create(fence.0.slot, &fence.1).await? {
                 Put::Won => {
                     let record = Record::decode("own fence", &fence.1)?;
-                    return self.restore(root, Head::of(&record), names, source, started).await;
+                    return self.restore(root, (Head::of(&record), names), source, started).await;
                 }
                 Put::Lost(other) => {
                     tracing::info!(slot = other.header.slot, "the old writer was faster; fencing again");
@@ -174,15 +174,15 @@ impl MartReplica {
     async fn restore(
         &self,
         root: &Path,
-        head: Head,
-        names: Names,
+        standing: (Head, Names),
         source: Option<Source>,
         started: Instant,
     ) -> Result<Opened> {
+        let (epoch, tip) = (standing.0.epoch, standing.0.tip);
         let building = root.join(format!("{RESTORING}{}", Uuid::new_v4().simple()));
         fs::create_dir(&building).map_err(Error::io("creating a directory to restore into"))?;
         let image = source.as_ref().map_or_else(Uuid::new_v4, |source| source.life.image);
-        let (how, base, shipped) = match (source, head.tip) {
+        let (how, base, shipped) = match (source, tip) {
             (Some(source), Some(tip)) => {
                 let applied = restore::apply(&self.log, (&source.manifest, &source.life), tip, &building).await;
                 let Restored { bytes, shipped } = applied.inspect_err(|_| {
@@ -194,8 +194,8 @@ impl MartReplica {
             }
             _ => (How::Fresh, BaseState::default(), Shipped::default()),
         };
-        let local = Local { incarnation: self.log.incarnation, epoch: head.epoch, image, intent: None };
-        let dir = root.join(format!("{}-{}", self.log.incarnation, head.epoch));
+        let local = Local { incarnation: self.log.incarnation, epoch, image, intent: None };
+        let dir = root.join(format!("{}-{epoch}", self.log.incarnation));
         let (from, to, root) = (building, dir.clone(), root.to_owned());
         blocking(move || {
             local.write(&from)?;
@@ -203,7 +203,7 @@ impl MartReplica {
             rename().map_err(Error::io("moving the restored files into place"))
         })
         .await?;
-        Ok(Opened { dir: dir.clone(), how, shipper: Shipper::new(self.log.clone(), dir, head, names, base, shipped) })
+        Ok(Opened { dir: dir.clone(), how, shipper: Shipper::new(self.log.clone(), dir, standing, base, shipped) })
     }
 
     /// The local directory that is the log's own continuation, if there is one.
@@ -221,8 +221,7 @@ impl MartReplica {
             let shipper = Shipper::new(
                 self.log.clone(),
                 dir.clone(),
-                head,
-                names.clone(),
+                (head, names.clone()),
                 BaseState::default(),
                 Shipped::default(),
             );
@@ -233,7 +232,7 @@ impl MartReplica {
         match blocking(move || proven(&path, &local, (&at, tip), life_image)).await? {
             Some(shipped) => {
                 let shipper =
-                    Shipper::new(self.log.clone(), dir.clone(), head, names.clone(), source.base_state(), shipped);
+                    Shipper::new(self.log.clone(), dir.clone(), (head, names.clone()), source.base_state(), shipped);
                 Ok(Some(Opened { dir, how: How::Reused, shipper }))
             }
             None => Ok(None),

@@ -57,13 +57,18 @@ pub struct Header {
 impl Header {
     /// What to read to have the mart as of this record, oldest first; `hash` is the record's.
     pub fn route(&self, hash: Hash) -> Vec<Stretch> {
-        let (mut stretches, first) = match &self.detour {
-            Some(detour) => (detour.before.clone(), detour.resumes),
-            None => (Vec::new(), self.base_slot.max(1)),
-        };
-        stretches.push(Stretch { owner: None, first, last: self.slot, hash });
-        stretches
+        route(self.detour.as_deref(), self.base_slot, self.slot, hash)
     }
+}
+
+/// What to read to have the mart as of the record in `slot`, oldest first.
+pub(crate) fn route(detour: Option<&Detour>, base_slot: u64, slot: u64, hash: Hash) -> Vec<Stretch> {
+    let (mut stretches, first) = match detour {
+        Some(detour) => (detour.before.clone(), detour.resumes),
+        None => (Vec::new(), base_slot.max(1)),
+    };
+    stretches.push(Stretch { owner: None, first, last: slot, hash });
+    stretches
 }
 
 /// How far the log reaches.

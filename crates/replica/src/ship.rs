@@ -28,10 +28,10 @@ use crate::hash::Hash;
 use crate::image::Image;
 use crate::local::{Intent, Local};
 use crate::log::{Log, Put, ends_segment};
-use crate::names::Names;
+use crate::names::{Names, Past};
 use crate::pack::{BlockMap, BlockRef};
 use crate::position::{CommitPoint, Position};
-use crate::record::{Detour, Header, Kind, Record, Tip, VERSION};
+use crate::record::{self, Detour, Header, Kind, Record, Stretch, Tip, VERSION};
 use crate::wal::{self, FrameKind, Walker};
 use crate::{DB_FILE, WAL_FILE};
 
@@ -114,6 +114,11 @@ impl Head {
         Self::after(&record.header, record.hash)
     }
 
+    /// What to read to have the mart as it is now.
+    fn route(&self) -> Vec<Stretch> {
+        record::route(self.detour.as_deref(), self.base_slot, self.slot, self.hash)
+    }
+
     fn after(header: &Header, hash: Hash) -> Self {
         let Header { slot, epoch, base_slot, time_us, tip, fence_slot, names_slot, ref detour, .. } = *header;
         Self { slot, hash, epoch, base_slot, time_us, tip, fence_slot, names_slot, detour: detour.clone() }
@@ -170,7 +175,7 @@ enum Effect {
 }
 
 impl Shipper {
-    pub(crate) fn new(log: Log, dir: PathBuf, head: Head, names: Names, base: BaseState, shipped: Shipped) -> Self {
+    pub(crate) fn new(log: Log, dir: PathBuf, (head, names): (Head, Names), base: BaseState, shipped: Shipped) -> Self {
         let needs_base = head.tip.is_none();
         Self {
             log,
@@ -190,6 +195,12 @@ impl Shipper {
     pub fn durable(&self) -> Position {
         let (iteration, wal_bytes) = self.head.tip.map_or((0, 0), |tip| (tip.iteration, tip.durable));
         Position { epoch: self.head.epoch, iteration, wal_bytes }
+    }
+
+    /// The moment that is durable now; `None` before the first base.
+    pub fn here(&self) -> Option<Past> {
+        self.head.tip?;
+        Some(Past { position: self.durable(), time_us: self.head.time_us, route: self.head.route() })
     }
 
     /// The writer's reign.
