@@ -20,7 +20,7 @@ use crate::{
     failure::Failure,
     queries::Reason,
     wire::{CheckpointAnswer, CheckpointRequest, Code},
-    writers::ClosedGate,
+    writers::{ClosedGate, NotClosed},
 };
 
 /// Between two tries while an old reader is in the way.
@@ -54,7 +54,13 @@ pub fn checkpoint(engine: &Engine, request: CheckpointRequest) -> Result<Checkpo
 }
 
 fn until(engine: &Engine, connection: &Connection, started: Instant, deadline: Instant) -> Result<Tried, Failure> {
-    let Some(gate) = engine.gate.close(deadline) else { return Ok(Tried::InTheWay) };
+    let gate = match engine.gate.close(deadline) {
+        Ok(gate) => gate,
+        Err(NotClosed::Ordered) => {
+            return Err(Failure::new(Code::Conflict, "writers are held off by the node").hint("open the gate first"));
+        }
+        Err(NotClosed::Late) => return Ok(Tried::InTheWay),
+    };
     loop {
         match once(engine, connection, &gate) {
             Ok(point) => {

@@ -45,6 +45,11 @@ impl Failure {
         }
     }
 
+    /// A write that an exchange of the mart's files does not let in, or no longer.
+    pub fn exchange() -> Self {
+        Self::new(Code::Unavailable, "the mart's files are being exchanged").hint("send it again").transient()
+    }
+
     /// With what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         let hint = hint.into();
@@ -97,6 +102,7 @@ impl From<Reason> for Failure {
             Reason::InTheWay => Self::new(Code::Limited, "the query kept a checkpoint waiting for too long")
                 .hint("read an older moment with `at`")
                 .transient(),
+            Reason::Exchange => Self::exchange(),
             Reason::Shutdown => {
                 Self::new(Code::Unavailable, "the engine is going away").hint("send the request again").transient()
             }

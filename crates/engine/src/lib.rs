@@ -13,6 +13,7 @@ pub mod files;
 pub mod format;
 pub mod hidden;
 pub mod open;
+pub mod orders;
 pub mod params;
 pub mod pipe;
 pub mod pool;

@@ -27,6 +27,8 @@ pub enum Reason {
     Timeout,
     /// It kept a checkpoint waiting for too long.
     InTheWay,
+    /// It writes, and the mart's files are to be exchanged.
+    Exchange,
     /// Its client takes nothing, and others need its memory or its place.
     Stalled,
     /// The engine ends.
@@ -50,6 +52,8 @@ struct State {
     reason: Option<(Reason, Instant)>,
     interrupter: Option<Interrupter>,
     shielded: bool,
+    /// It holds a pass of the writers' gate.
+    writing: bool,
 }
 
 impl Query {
@@ -93,6 +97,16 @@ impl Query {
         *lock(&self.stalled) = None;
     }
 
+    /// It passed the writers' gate.
+    pub fn writes(&self) {
+        lock(&self.state).writing = true;
+    }
+
+    /// Its transaction is over.
+    pub fn wrote(&self) {
+        lock(&self.state).writing = false;
+    }
+
     fn stalled_for(&self, now: Instant) -> Duration {
         lock(&self.stalled).map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
@@ -110,8 +124,19 @@ impl Query {
             state.shielded = true;
         }
         let done = commit();
-        lock(&self.state).shielded = false;
+        let mut state = lock(&self.state);
+        // What is committed is no longer stopped as a write.
+        (state.shielded, state.writing) = (false, false);
         Ok(done)
+    }
+
+    /// Stops it if its transaction can still be given up.
+    fn stop_writing(&self, reason: Reason) {
+        let mut state = lock(&self.state);
+        if state.writing && !state.shielded {
+            state.reason.get_or_insert((reason, Instant::now()));
+            state.interrupt();
+        }
     }
 
     fn stop(&self, reason: Reason) {
@@ -216,6 +241,13 @@ impl Queries {
     pub fn cancel_all(&self, reason: Reason) {
         let running = lock(&self.running);
         running.queries.values().for_each(|query| query.stop(reason));
+        self.changed.notify_all();
+    }
+
+    /// Stops the queries that are inside the writers' gate and not in their COMMIT.
+    pub fn cancel_writers(&self, reason: Reason) {
+        let running = lock(&self.running);
+        running.queries.values().for_each(|query| query.stop_writing(reason));
         self.changed.notify_all();
     }
 
@@ -369,6 +401,21 @@ mod tests {
         assert_eq!(first.query().reason(), Some(Reason::Stalled));
         assert_eq!(queries.stop_stalled(Duration::from_nanos(1), 9), 1);
         assert_eq!((second.query().reason(), flowing.query().reason()), (Some(Reason::Stalled), None));
+    }
+
+    #[test]
+    fn only_a_write_that_is_not_in_its_commit_is_stopped_as_one() {
+        let queries = Arc::new(Queries::default());
+        let ticket = queries.start(Uuid::new_v4(), "ann".into(), None).expect("starts");
+        queries.cancel_writers(Reason::Exchange);
+        assert_eq!(ticket.query().reason(), None, "a reader");
+        ticket.query().writes();
+        let done = ticket.query().shield(|| queries.cancel_writers(Reason::Exchange));
+        queries.cancel_writers(Reason::Exchange);
+        assert_eq!((done, ticket.query().reason()), (Ok(()), None), "it was committing, and now it is committed");
+        ticket.query().writes();
+        queries.cancel_writers(Reason::Exchange);
+        assert_eq!(ticket.query().reason(), Some(Reason::Exchange));
     }
 
     #[test]

@@ -4,17 +4,23 @@
 //! away cancels its query. **Invariant:** no thread of the async runtime calls DuckDB.
 
 mod commits;
+mod connections;
 mod query;
 mod respond;
 
-use std::{convert::Infallible, os::unix::net::UnixListener, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    os::unix::net::UnixListener,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Semaphore, oneshot, watch};
 use uuid::Uuid;
 
@@ -23,19 +29,27 @@ use crate::{
     duck::library_version,
     exec::Engine,
     failure::Failure,
+    orders,
     queries::Reason,
-    wire::{CheckpointRequest, Code, Health, Progress, ShutdownRequest, exit, header},
+    wire::{Code, Health, Progress, ShutdownRequest, exit, header},
 };
 
+use connections::Connections;
 use respond::{Body, failed, json};
 
 /// Bodies are SQL and parameters; bulk data comes another way.
 const MAX_BODY_BYTES: usize = 32 << 20;
 
+/// How long interrupted queries may take to end.
+const STOP: Duration = Duration::from_secs(5);
+/// How long the answers that say so may take.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// What all requests share.
 pub struct Server {
     engine: Arc<Engine>,
     permits: Arc<Semaphore>,
+    connections: Connections,
     ended: watch::Sender<Option<i32>>,
 }
 
@@ -45,6 +59,7 @@ impl Server {
         Arc::new(Self {
             engine: Arc::new(engine),
             permits: Arc::new(Semaphore::new(max_queries.max(1))),
+            connections: Connections::new(),
             ended: watch::channel(None).0,
         })
     }
@@ -78,12 +93,22 @@ impl Server {
     }
 
     async fn connection(self: Arc<Self>, stream: tokio::net::UnixStream) {
-        let service = service_fn(|request| {
+        let (counted, mut closing) = self.connections.enter();
+        let service = service_fn(|request: Request<Incoming>| {
             let server = self.clone();
+            if matches!(request.uri().path(), "/commits" | "/shutdown") {
+                counted.leave_out();
+            }
             async move { Ok::<_, Infallible>(server.answer(request).await) }
         });
+        let connection = http1::Builder::new().writev(true).serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
         // Errors here are broken bodies and clients that went away; both were handled where they began.
-        let _ = http1::Builder::new().writev(true).serve_connection(TokioIo::new(stream), service).await;
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            _ = closing.changed() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
@@ -94,6 +119,7 @@ impl Server {
             (&Method::GET, "/health") => self.health(),
             (&Method::GET, "/commits") => commits::follow(&self.engine.mart.commits),
             (&Method::POST, "/checkpoint") => self.checkpoint(request).await,
+            (&Method::POST, "/writers") => self.writers(request).await,
             (&Method::POST, "/shutdown") => self.shutdown(request).await,
             (method, path) if path.starts_with("/queries/") => {
                 self.running(method, &path["/queries/".len()..], &request)
@@ -128,19 +154,33 @@ impl Server {
     }
 
     async fn checkpoint(&self, request: Request<Incoming>) -> Response<Body> {
-        let asked: CheckpointRequest = match body(request).await {
-            Ok(asked) => asked,
-            Err(failure) => return failed(&failure),
-        };
+        match body(request).await {
+            Ok(asked) => self.by_thread(move |engine| checkpoint::checkpoint(engine, asked)).await,
+            Err(failure) => failed(&failure),
+        }
+    }
+
+    async fn writers(&self, request: Request<Incoming>) -> Response<Body> {
+        match body(request).await {
+            Ok(asked) => self.by_thread(move |engine| orders::order(engine, asked)).await,
+            Err(failure) => failed(&failure),
+        }
+    }
+
+    /// Answers with what `work` gives on a DuckDB thread.
+    async fn by_thread<T: Serialize + Send + 'static>(
+        &self,
+        work: impl FnOnce(&Engine) -> Result<T, Failure> + Send + 'static,
+    ) -> Response<Body> {
         let engine = self.engine.clone();
         let (reply, answer) = oneshot::channel();
         let started = self.engine.pool.run(Box::new(move |_| {
-            let _ = reply.send(checkpoint::checkpoint(&engine, asked));
+            let _ = reply.send(work(&engine));
         }));
         let failure = match (started, answer.await) {
             (Ok(()), Ok(Ok(answer))) => return json(&answer),
             (Ok(()), Ok(Err(failure))) => failure,
-            _ => Failure::new(Code::Internal, "the checkpoint's thread ended early"),
+            _ => Failure::new(Code::Internal, "the order's thread ended early"),
         };
         if failure.fatal {
             let ended = self.ended.clone();
@@ -156,13 +196,17 @@ impl Server {
         };
         let queries = self.engine.queries.clone();
         queries.close();
+        let grace = Instant::now() + Duration::from_millis(asked.grace_ms);
         let idle = tokio::task::spawn_blocking(move || {
-            if !queries.wait_until_idle(std::time::Instant::now() + Duration::from_millis(asked.grace_ms)) {
-                queries.cancel_all(Reason::Shutdown);
-                queries.wait_until_idle(std::time::Instant::now() + Duration::from_secs(5));
+            if queries.wait_until_idle(grace) {
+                return grace;
             }
+            queries.cancel_all(Reason::Shutdown);
+            queries.wait_until_idle(Instant::now() + STOP);
+            Instant::now() + LAST_WORDS
         });
-        let _ = idle.await;
+        let deadline = idle.await.unwrap_or(grace);
+        self.connections.close(deadline.into()).await;
         let ended = self.ended.clone();
         tokio::task::spawn_blocking(move || end_soon(&ended, exit::OK));
         json(&serde_json::json!({ "stopped": true }))

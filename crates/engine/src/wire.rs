@@ -246,7 +246,45 @@ pub struct CheckpointAnswer {
     pub stall_ms: u64,
 }
 
-/// Body of `POST /shutdown`: no new work at once, running work is interrupted after `grace_ms`, then the process ends with status 0.
+/// Who the writers' gate lets in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WritersState {
+    /// Every writer; how an engine starts.
+    Open,
+    /// None for now: new writers wait.
+    Closed,
+    /// None ever again: new and waiting writers are answered `unavailable`, retryable. Reads go on.
+    Retired,
+}
+
+/// Body of `POST /writers`. `closed` and `retired` first let running writers end; a later order takes the place of one that waits.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WritersRequest {
+    /// What the gate is to be.
+    pub state: WritersState,
+    /// How long running writers may take to end while new ones wait.
+    #[serde(default)]
+    pub wait_ms: u64,
+    /// Stops the writers that are not done by then (`unavailable`, retryable); a COMMIT under way is waited for.
+    #[serde(default)]
+    pub abort: bool,
+}
+
+/// Answer of `POST /writers`. Without success (409 `conflict`) the gate is as it was before the request; `retired` stays for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WritersAnswer {
+    /// What the gate is now.
+    pub state: WritersState,
+    /// Checkpoint iteration of the database file.
+    pub iteration: u64,
+    /// End of the last commit in the write-ahead log; the last there will be as long as the gate stays as it is, unless it is open.
+    pub wal_bytes: u64,
+}
+
+/// Body of `POST /shutdown`: no new work at once; running work is interrupted after `grace_ms`; once it is done and its answers are
+/// with the node, at the latest then, the process ends with status 0.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct ShutdownRequest {
     /// How long running queries may go on.

@@ -7,11 +7,11 @@ use crate::{
     failure::Failure,
     format::{Columns, Encoder, Options},
     params,
-    queries::Query,
+    queries::{Query, Reason},
     session,
     sql::{Kind, Statement, gate, lexer::TokenKind},
     wire::{Code, Point, Role},
-    writers::WriterPass,
+    writers::{NotEntered, WriterPass},
 };
 
 use super::{Engine, Reply, Request, keyed};
@@ -174,11 +174,14 @@ impl<'a> Run<'a> {
     }
 
     fn enter(&mut self) -> Result<(), Failure> {
-        self.pass = self.engine.gate.enter(|| self.query.is_cancelled());
-        match (&self.pass, self.query.reason()) {
-            (Some(_), _) => Ok(()),
-            (None, Some(reason)) => Err(reason.into()),
-            (None, None) => Err(Failure::new(Code::Unavailable, "the writers' gate is closed").transient()),
+        match self.engine.gate.enter(|| self.query.is_cancelled()) {
+            Ok(pass) => {
+                self.pass = Some(pass);
+                self.query.writes();
+                Ok(())
+            }
+            Err(NotEntered::Retired) => Err(Failure::exchange()),
+            Err(NotEntered::Cancelled) => Err(self.query.reason().unwrap_or(Reason::Cancelled).into()),
         }
     }
 
@@ -218,6 +221,7 @@ impl<'a> Run<'a> {
         if let Some(counted) = self.ddl.take() {
             self.engine.hidden.after_ddl(&self.kept.connection, counted);
         }
+        self.query.wrote();
         self.pass = None;
     }
 

@@ -7,3 +7,4 @@ mod queries;
 mod streams;
 mod support;
 mod walls;
+mod writers;
