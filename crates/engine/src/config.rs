@@ -22,6 +22,9 @@ pub struct EngineConfig {
     pub threads: u32,
     /// Limit of DuckDB's spill files.
     pub max_temp_bytes: u64,
+    /// A past moment.
+    #[serde(default)]
+    pub view: Option<ViewConfig>,
     /// The signed httpfs extension; without it there is no `s3://`.
     #[serde(default)]
     pub httpfs_path: Option<PathBuf>,
@@ -41,6 +44,18 @@ pub struct EngineConfig {
     /// Ends the process when a query ignores its interrupt for so long.
     #[serde(default = "default_deaf_ms")]
     pub deaf_ms: u64,
+}
+
+/// A past moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ViewConfig {
+    /// Where.
+    pub url: String,
+    /// The moment's checkpoint iteration.
+    pub iteration: u64,
+    /// End of the moment's last commit in the log.
+    pub wal_bytes: u64,
 }
 
 /// Where and as whom the engine's `s3://` goes.

@@ -292,6 +292,30 @@ pub struct ShutdownRequest {
     pub grace_ms: u64,
 }
 
+/// What `tarn engine --compact` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compacted {
+    /// Bytes of the file and its log before.
+    pub bytes_before: u64,
+    /// Bytes of the compact file.
+    pub bytes_after: u64,
+    /// Tables that were compared.
+    pub tables: u64,
+    /// Rows in them.
+    pub rows: u64,
+}
+
+/// What `tarn engine --check` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// Tables that were read.
+    pub tables: u64,
+    /// Rows in them.
+    pub rows: u64,
+    /// Of all content.
+    pub fingerprint: String,
+}
+
 /// How an engine's process ends.
 pub mod exit {
     /// Asked to by `POST /shutdown`.

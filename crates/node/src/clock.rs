@@ -17,6 +17,25 @@ pub fn rfc3339(time_us: i64) -> String {
         .unwrap_or_default()
 }
 
+/// The same to the microsecond, for times that are given back to us.
+pub fn rfc3339_us(time_us: i64) -> String {
+    chrono::DateTime::from_timestamp_micros(time_us)
+        .map(|time| time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+        .unwrap_or_default()
+}
+
+/// A time as part of a name: `20260131T120000Z`.
+pub fn compact(time_us: i64) -> String {
+    chrono::DateTime::from_timestamp_micros(time_us)
+        .map(|time| time.format("%Y%m%dT%H%M%SZ").to_string())
+        .unwrap_or_default()
+}
+
+/// Microseconds since the Unix epoch of an RFC 3339 text.
+pub fn parse_rfc3339(text: &str) -> Option<i64> {
+    chrono::DateTime::parse_from_rfc3339(text).ok().map(|time| time.timestamp_micros())
+}
+
 /// Waits between attempts at something that keeps failing: doubling from `first` to `limit`, back to `first` after a calm spell.
 #[derive(Debug)]
 pub struct Backoff {

@@ -21,6 +21,9 @@ const FILE: &str = "tarn.toml";
 /// With less DuckDB can't open a mart and answer anything but the smallest query.
 const LEAST_ENGINE_BYTES: u64 = 128 << 20;
 
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// What is wrong with the configuration, in words for whoever wrote it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -56,6 +59,12 @@ pub struct Config {
     pub engine: EngineLimits,
     /// When marts are checkpointed.
     pub checkpoints: Checkpoints,
+    /// What of the past is kept, and what is done to it.
+    pub upkeep: Upkeep,
+    /// Engines on earlier moments at once.
+    pub past_engines: usize,
+    /// How long one stays when nobody uses it.
+    pub past_idle: Duration,
     /// Deadline of a query that names none.
     pub query_timeout: Duration,
     /// How long an answer waits for durability.
@@ -83,6 +92,21 @@ pub struct EngineLimits {
     pub max_queries: usize,
     /// The httpfs extension, if it was found.
     pub httpfs: Option<PathBuf>,
+}
+
+/// What is kept of marts' past, and how often what is done to it. None means never.
+#[derive(Debug, Clone, Copy)]
+pub struct Upkeep {
+    /// Every position since is kept.
+    pub keep: Duration,
+    /// Between letting go and deleting.
+    pub grace: Duration,
+    /// Snapshots.
+    pub snapshot_every: Option<Duration>,
+    /// Trial restores.
+    pub verify_every: Option<Duration>,
+    /// Vacuums.
+    pub vacuum_every: Option<Duration>,
 }
 
 /// When a mart's log is folded into its file.
@@ -138,6 +162,15 @@ impl Config {
                 wal_bytes: layers.bytes("checkpoint_wal")?,
                 idle: Duration::from_millis(layers.parse("checkpoint_idle_ms")?),
             },
+            upkeep: Upkeep {
+                keep: layers.spell("retention_days", DAY)?,
+                grace: layers.spell("retention_grace_hours", HOUR)?,
+                snapshot_every: Some(layers.spell("snapshot_every_hours", HOUR)?).filter(|every| !every.is_zero()),
+                verify_every: Some(layers.spell("verify_every_days", DAY)?).filter(|every| !every.is_zero()),
+                vacuum_every: Some(layers.spell("vacuum_every_days", DAY)?).filter(|every| !every.is_zero()),
+            },
+            past_engines: layers.parse("past_engines")?,
+            past_idle: layers.spell("past_idle_seconds", Duration::from_secs(1))?,
             query_timeout: Duration::from_millis(layers.parse("query_timeout_ms")?),
             durable_wait: Duration::from_millis(layers.parse("durable_wait_ms")?),
             publish: if publish == "none" {
@@ -278,6 +311,13 @@ impl Layers {
 
     fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(&self, key: &str) -> Result<T, ConfigError> {
         self.text(key).trim().parse().map_err(|e| ConfigError::of(key, e))
+    }
+
+    /// A number of units of time, fractions allowed.
+    fn spell(&self, key: &str, unit: Duration) -> Result<Duration, ConfigError> {
+        let wrong = || ConfigError::of(key, "wants a number that is not negative");
+        let number: f64 = self.text(key).parse().map_err(|_| wrong())?;
+        Duration::try_from_secs_f64(number * unit.as_secs_f64()).map_err(|_| wrong())
     }
 
     fn bytes(&self, key: &str) -> Result<u64, ConfigError> {

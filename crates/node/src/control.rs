@@ -28,7 +28,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use state::{MartEntry, State, TenantEntry, TokenEntry};
+pub use state::{Ancestor, MartEntry, State, TenantEntry, TokenEntry};
 
 use crate::error::{ApiError, Code};
 use crate::stores::Bucket;

@@ -16,6 +16,7 @@ mod errors;
 mod grants;
 mod listing;
 mod objects;
+pub mod past;
 mod policy;
 mod traffic;
 mod uploads;
@@ -29,6 +30,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use replica::view::View;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,7 +41,7 @@ use tokio_util::task::TaskTracker;
 pub use grants::Grant;
 pub use traffic::{Bytes as TrafficBytes, Direction};
 
-use crate::names::{Mart, Tenant};
+use crate::names::{Mart, MartId, Tenant};
 use crate::stores::{BucketStores, StoreError};
 
 /// The region that engines sign for. The gateway has no regions; the signature wants one.
@@ -84,7 +86,12 @@ impl Gateway {
 
     /// Keys for one spawn of a mart's engine, good until the grant is dropped.
     pub fn grant(&self, tenant: &Tenant, mart: &Mart) -> Result<Grant, StoreError> {
-        self.grants.issue(tenant, mart)
+        self.grants.issue(tenant, mart, None)
+    }
+
+    /// The same for an engine on an earlier moment, which reads that moment's files here.
+    pub fn grant_past(&self, id: &MartId, view: Arc<View>) -> Result<Grant, StoreError> {
+        self.grants.issue(&id.tenant, &id.mart, Some(view))
     }
 
     /// Bytes that passed, per tenant and direction, since the start.

@@ -3,6 +3,7 @@
 //! Handlers check and translate; the work is done by `router`, `marts` and `control`. Errors get their request's id here.
 
 mod health;
+mod history;
 mod marts;
 mod positions;
 mod query;
@@ -30,6 +31,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::control::{Control, MartEntry, TenantEntry};
 use crate::error::{ApiError, Code};
+use crate::followers::Followers;
 use crate::marts::{Marts, OpenMart};
 use crate::names::{Mart, MartId, Tenant};
 
@@ -48,6 +50,8 @@ pub struct App {
     pub marts: Marts,
     /// Queries that can be cancelled.
     pub running: Running,
+    /// Engines on earlier moments.
+    pub followers: Followers,
     /// False once the node shuts down.
     pub ready: AtomicBool,
 }
@@ -66,6 +70,13 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/tenants/{tenant}/marts/{mart}", get(marts::show).delete(marts::delete))
         .route("/v1/tenants/{tenant}/marts/{mart}/query", post(query::run))
         .route("/v1/tenants/{tenant}/marts/{mart}/positions/{position}", get(positions::show))
+        .route("/v1/tenants/{tenant}/marts/{mart}/history", get(history::history))
+        .route("/v1/tenants/{tenant}/marts/{mart}/snapshots", get(history::snapshots).post(history::snapshot))
+        .route("/v1/tenants/{tenant}/marts/{mart}/snapshots/{name}", axum::routing::delete(history::delete_snapshot))
+        .route("/v1/tenants/{tenant}/marts/{mart}/restore", post(history::restore))
+        .route("/v1/tenants/{tenant}/marts/{mart}/branches", post(history::branch))
+        .route("/v1/tenants/{tenant}/marts/{mart}/vacuum", post(history::vacuum))
+        .route("/v1/tenants/{tenant}/marts/{mart}/sweep", post(history::sweep))
         .route("/v1/queries/{id}", get(running::progress).delete(running::cancel))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
@@ -126,24 +137,35 @@ impl App {
         self.marts.open(id, incarnation)
     }
 
+    /// Which life of the mart there is; it may not have been used since it was made elsewhere.
+    pub async fn known(&self, id: &MartId) -> Result<uuid::Uuid, ApiError> {
+        if self.control.state().mart(id).is_none() {
+            self.control.refresh().await?;
+        }
+        self.incarnation(id)
+    }
+
     fn incarnation(&self, id: &MartId) -> Result<uuid::Uuid, ApiError> {
         self.control.state().mart(id).map(|entry| entry.incarnation).ok_or_else(|| not_found(id))
     }
 
     /// Makes a mart: its log first, so that a mart that is known always has one.
     pub async fn create_mart(&self, id: &MartId, with_tenant: bool) -> Result<MartEntry, ApiError> {
-        let entry = MartEntry { incarnation: uuid::Uuid::new_v4(), created_us: clock::now_us() };
+        let entry = MartEntry { incarnation: uuid::Uuid::new_v4(), created_us: clock::now_us(), ancestors: Vec::new() };
         let ground = self.marts.ground();
-        let replica = ground.replica(id, entry.incarnation).map_err(|error| {
-            tracing::warn!(mart = %id, %error, "the tenant's bucket can't be opened");
-            ApiError::new(Code::Unavailable, "the tenant's bucket can't be reached").hint("`tarn doctor` checks it")
-        })?;
+        let replica = ground.replica(id, entry.incarnation)?;
         // Refused names must not leave a log behind.
         self.may_create(id, with_tenant)?;
         replica.create(&ground.node).await.map_err(|error| {
             tracing::warn!(mart = %id, %error, "a new mart's log can't be started");
             ApiError::new(Code::Unavailable, "the tenant's bucket can't be written").hint("`tarn doctor` checks it")
         })?;
+        self.add_mart(id, entry.clone(), with_tenant).await?;
+        Ok(entry)
+    }
+
+    /// Makes a mart known whose log is there.
+    async fn add_mart(&self, id: &MartId, entry: MartEntry, with_tenant: bool) -> Result<(), ApiError> {
         self.control
             .change(|state| {
                 let tenant = match state.tenants.get_mut(&id.tenant) {
@@ -160,8 +182,7 @@ impl App {
                 tenant.marts.insert(id.mart.clone(), entry.clone());
                 Ok(())
             })
-            .await?;
-        Ok(entry)
+            .await
     }
 
     fn may_create(&self, id: &MartId, with_tenant: bool) -> Result<(), ApiError> {

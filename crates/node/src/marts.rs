@@ -6,6 +6,7 @@
 //! **Invariant:** at most one task per mart; a mart's files are touched only by the task that holds the mart's lock.
 
 mod life;
+mod swap;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use object_store::path::Path as Key;
 use replica::MartReplica;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -22,6 +23,7 @@ use crate::config::{Checkpoints, EngineLimits};
 use crate::error::{ApiError, Code};
 use crate::gateway::Gateway;
 use crate::names::MartId;
+use crate::orders::{self, Order};
 use crate::stores::{BucketStores, StoreError};
 use crate::supervisor::SocketDir;
 use crate::watcher::{Landed, Live, Phase, Progress, Watcher};
@@ -92,6 +94,7 @@ pub struct OpenMart {
     incarnation: Uuid,
     watcher: Watcher,
     hold: watch::Receiver<bool>,
+    orders: mpsc::Sender<Order>,
     stop: CancellationToken,
     ended: CancellationToken,
 }
@@ -122,11 +125,13 @@ impl Marts {
         let (phase, phases) = watch::channel(Phase::Opening);
         let (progress, progresses) = watch::channel(Progress::default());
         let (hold, held) = watch::channel(false);
+        let (orders, given) = orders::channel();
         let mart = Arc::new(OpenMart {
             id: id.clone(),
             incarnation,
             watcher: Watcher::new(phases, progresses),
             hold: held,
+            orders,
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
         });
@@ -141,6 +146,7 @@ impl Marts {
             waiters,
             used,
             hold,
+            orders: given,
             stop: mart.stop.clone(),
         };
         let ended = mart.ended.clone().drop_guard();
@@ -158,6 +164,12 @@ impl Marts {
     /// The mart if it is open just now.
     pub fn get(&self, id: &MartId) -> Option<Arc<OpenMart>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Those that are open just now.
+    pub fn open_ids(&self) -> Vec<MartId> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().filter(|(_, mart)| mart.watcher.closed().is_none()).map(|(id, _)| id.clone()).collect()
     }
 
     /// Closes that life of a mart and forgets it.
@@ -199,6 +211,11 @@ impl OpenMart {
     /// The engine, once it takes requests.
     pub async fn live(&self) -> Result<Arc<Live>, ApiError> {
         self.watcher.live().await
+    }
+
+    /// Where orders to its task go.
+    pub fn orders(&self) -> &mpsc::Sender<Order> {
+        &self.orders
     }
 
     /// An observer of its own.

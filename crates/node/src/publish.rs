@@ -17,7 +17,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
 use crate::marts::OpenMart;
+use crate::supervisor::child;
 use crate::watcher::Watcher;
 
 /// Changes are gathered for so long at least.
@@ -114,7 +114,7 @@ where
     let copied = tokio::task::spawn_blocking(move || copy(&dir, &work, newest, max_bytes)).await??;
     match copied {
         Copied::Published => {
-            fold(&target.work_dir().join(FILE)).await?;
+            child::fold(&target.work_dir().join(FILE), FOLD_DEADLINE).await?;
             put_in_place(target)?;
             tracing::debug!(position = %newest, took = ?started.elapsed(), "published");
             *published = Some((mart.incarnation(), newest));
@@ -186,6 +186,15 @@ fn copy(dir: &Path, work: &Path, at: Position, max_bytes: u64) -> io::Result<Cop
     Ok(if iteration(&file)? == at.iteration { Copied::Published } else { Copied::Again })
 }
 
+/// Copies the files of a mart that nobody writes.
+pub fn copy_quiet(dir: &Path, to: &Path, at: Position) -> io::Result<()> {
+    if at.wal_bytes > 0 {
+        let mut part = io::Read::take(File::open(dir.join(replica::WAL_FILE))?, at.wal_bytes);
+        io::copy(&mut part, &mut File::create(to.join(replica::WAL_FILE))?)?;
+    }
+    copy_whole(&File::open(dir.join(replica::DB_FILE))?, &to.join(replica::DB_FILE))
+}
+
 fn copy_whole(from: &File, to: &Path) -> io::Result<()> {
     const PIECE: usize = 1 << 20;
     let to = File::create(to)?;
@@ -203,19 +212,6 @@ fn copy_whole(from: &File, to: &Path) -> io::Result<()> {
 
 fn iteration(file: &File) -> io::Result<u64> {
     Image::read_headers(file).map(|image| image.iteration).map_err(io::Error::other)
-}
-
-/// Folds the copy's log into it, in a process of its own.
-async fn fold(path: &Path) -> io::Result<()> {
-    let mut command = tokio::process::Command::new("/proc/self/exe");
-    command.arg0("tarn").args(["engine", "--fold"]).arg(path);
-    command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true);
-    match tokio::time::timeout(FOLD_DEADLINE, command.status()).await {
-        Ok(Ok(status)) if status.success() => Ok(()),
-        Ok(Ok(status)) => Err(io::Error::other(format!("folding the copy failed: {status}"))),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "folding the copy took too long")),
-    }
 }
 
 fn put_in_place(target: &Target) -> io::Result<()> {

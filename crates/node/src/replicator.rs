@@ -14,12 +14,14 @@
 
 mod feed;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use engine::wire;
+use replica::names::Names;
 use replica::{CommitPoint, Error, Position, Shipper};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +29,9 @@ pub use feed::{Feed, FeedError};
 
 use crate::clock::Backoff;
 use crate::config::Checkpoints;
-use crate::engine_client::CallError;
+use crate::engine_client::{CallError, EngineClient};
+use crate::error::{ApiError, Code, Outcome};
+use crate::orders::{Change, Order, Swap, refused};
 use crate::watcher::{Live, Progress};
 
 /// Commits for which nobody waits share a record with those that come within this time. It bounds what a lost disk takes along of
@@ -53,11 +57,12 @@ const READER_PATIENCE: Duration = Duration::from_secs(300);
 const ABORT_WAL_BYTES: u64 = 256 << 20;
 /// An engine that has ended is replaced after this long, though its last commits are not shipped: the next one has them in its files.
 const LEFT_BEHIND: Duration = Duration::from_secs(2);
+/// Before other files take a mart's place, running transactions have this long to end.
+const DRAIN: Duration = Duration::from_secs(10);
 /// A closing mart has this long to get its last commits out.
 const LAST_SHIP: Duration = Duration::from_secs(30);
 
 /// Why shipping ended.
-#[derive(Debug)]
 pub enum End {
     /// The engine ended; everything it reported is shipped.
     Engine,
@@ -65,6 +70,8 @@ pub enum End {
     Stopped,
     /// The replica can't go on with these files.
     Replica(Error),
+    /// Other files are to take the mart's place. Writers are held off and everything is shipped, until the guard is dropped.
+    Swap(Swap, Quiet),
 }
 
 /// One life's replication.
@@ -72,7 +79,7 @@ pub struct Replicator<'a> {
     /// The engine.
     pub live: &'a Live,
     /// Its commits.
-    pub feed: Feed,
+    pub feed: &'a Feed,
     /// Where they go.
     pub shipper: &'a mut Shipper,
     /// Who wants to know.
@@ -83,6 +90,8 @@ pub struct Replicator<'a> {
     pub used: &'a AtomicBool,
     /// True holds writers back before they reach the engine.
     pub hold: &'a watch::Sender<bool>,
+    /// What is asked of the mart.
+    pub orders: &'a mut mpsc::Receiver<Order>,
     /// Ends it, after the engine was asked to end.
     pub stop: &'a CancellationToken,
     /// When the log is folded.
@@ -197,6 +206,7 @@ impl Replicator<'_> {
         };
         tokio::select! {
             biased;
+            Some(order) = self.orders.recv() => return self.obey(plan, order).await,
             more = self.feed.arrived() => {
                 if !more {
                     return Ok(Some(End::Engine));
@@ -205,23 +215,86 @@ impl Replicator<'_> {
                 self.gather(plan).await;
             }
             () = tokio::time::sleep_until(wake) => {}
-            error = self.taken_over() => return Err(error),
+            error = taken_over(self.used, self.shipper) => return Err(error),
         }
         Ok(None)
     }
 
-    /// Waits until another node has the mart. Nobody looks while nobody asks for the mart.
-    async fn taken_over(&self) -> Error {
-        loop {
-            tokio::time::sleep(OLD_ANSWERS).await;
-            if !self.used.swap(false, Ordering::Relaxed) {
-                continue;
+    /// Carries out an order, or prepares the ground for whoever does.
+    async fn obey(&mut self, plan: &mut Plan, order: Order) -> Result<Option<End>, Error> {
+        match order {
+            Order::Names(change, reply) => {
+                let done = self.name(plan, change).await;
+                let answer = match &done {
+                    Ok(answer) => answer.clone(),
+                    Err(error) => Err(refused(error).outcome(Outcome::Unknown)),
+                };
+                // Whoever asked may have gone.
+                let _ = reply.send(answer);
+                done.map(|_| None)
             }
-            match self.shipper.look().await {
-                Ok(()) => {}
-                Err(error) if error.is_transient() => tracing::debug!(%error, "can't look who has the mart"),
-                Err(error) => return error,
+            Order::Sweep(ledger, terms, reply) => {
+                let done = self.shipper.sweep(ledger, terms).await;
+                match done {
+                    Ok(swept) => drop(reply.send(Ok(swept))),
+                    Err(error) => {
+                        let _ = reply.send(Err(refused(&error)));
+                        return Err(error);
+                    }
+                }
+                Ok(None)
             }
+            Order::Swap(swap) => match self.quiesce(plan).await {
+                Ok(quiet) => Ok(Some(End::Swap(swap, quiet))),
+                Err(error) => {
+                    let _ = swap.into_reply().send(Err(error));
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    async fn name(&mut self, plan: &mut Plan, change: Change) -> Result<Result<Arc<Names>, ApiError>, Error> {
+        self.collect(plan);
+        self.ship(plan).await?;
+        let mut names = self.shipper.names().clone();
+        if let Err(error) = change(&mut names, self.shipper.here()) {
+            return Ok(Err(error));
+        }
+        if names != *self.shipper.names() {
+            self.shipper.set_names(names).await?;
+        }
+        Ok(Ok(Arc::new(self.shipper.names().clone())))
+    }
+
+    /// Drains the writers and ships all there is.
+    async fn quiesce(&mut self, plan: &mut Plan) -> Result<Quiet, ApiError> {
+        self.hold.send_replace(true);
+        let quiet = Quiet { client: self.live.engine.client().clone(), hold: self.hold.clone(), retired: false };
+        let wait_ms = u64::try_from(DRAIN.as_millis()).unwrap_or(u64::MAX);
+        let request = wire::WritersRequest { state: wire::WritersState::Closed, wait_ms, abort: true };
+        let at: wire::WritersAnswer = self.live.engine.client().call("/writers", &request).await.map_err(|error| {
+            tracing::warn!(%error, "writers can't be drained");
+            ApiError::new(Code::Unavailable, "the mart's writers can't be stopped just now").hint("try again")
+        })?;
+        let shipped = async {
+            loop {
+                self.collect(plan);
+                self.ship(plan).await?;
+                let durable = self.shipper.durable();
+                if (durable.iteration, durable.wal_bytes) >= (at.iteration, at.wal_bytes) {
+                    return Ok(());
+                }
+                if !self.feed.arrived().await {
+                    return Err(Error::Unavailable { what: "the engine ended".into(), source: None });
+                }
+            }
+        };
+        match tokio::time::timeout(LAST_SHIP, shipped).await {
+            Ok(Ok(())) => Ok(quiet),
+            Ok(Err(error)) => Err(refused(&error)),
+            Err(_) => Err(ApiError::new(Code::Unavailable, "the mart's last commits are not in the object store yet")
+                .hint("try again; `tarn doctor` checks the store")),
         }
     }
 
@@ -385,9 +458,58 @@ impl Replicator<'_> {
     }
 }
 
+/// Waits until another node has the mart. Nobody looks while nobody asks for the mart.
+async fn taken_over(used: &AtomicBool, shipper: &Shipper) -> Error {
+    loop {
+        tokio::time::sleep(OLD_ANSWERS).await;
+        if !used.swap(false, Ordering::Relaxed) {
+            continue;
+        }
+        match shipper.look().await {
+            Ok(()) => {}
+            Err(error) if error.is_transient() => tracing::debug!(%error, "can't look who has the mart"),
+            Err(error) => return error,
+        }
+    }
+}
+
 /// Whether a commit is not in the object store yet.
 fn beyond(point: &CommitPoint, durable: Position) -> bool {
     (point.iteration, point.wal_end) > (durable.iteration, durable.wal_bytes)
+}
+
+/// Writers are held off, in the node and in the engine, until this is dropped.
+pub struct Quiet {
+    client: EngineClient,
+    hold: watch::Sender<bool>,
+    retired: bool,
+}
+
+impl Quiet {
+    /// Lets nobody into the engine again: those that wait there are told to come back. In the node they are held on.
+    pub async fn retire(&mut self) {
+        self.retired = true;
+        let request = wire::WritersRequest { state: wire::WritersState::Retired, wait_ms: 0, abort: true };
+        // An engine that can't be told has ended.
+        let _ = self.client.call::<_, wire::WritersAnswer>("/writers", &request).await;
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        let (client, hold) = (self.client.clone(), self.hold.clone());
+        if self.retired {
+            hold.send_replace(false);
+            return;
+        }
+        tokio::spawn(async move {
+            let request = wire::WritersRequest { state: wire::WritersState::Open, wait_ms: 0, abort: false };
+            if let Err(error) = client.call::<_, wire::WritersAnswer>("/writers", &request).await {
+                tracing::debug!(%error, "an engine's gate can't be opened again");
+            }
+            hold.send_replace(false);
+        });
+    }
 }
 
 /// Holds writers back until dropped.

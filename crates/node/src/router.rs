@@ -7,6 +7,7 @@
 
 mod held;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -21,7 +22,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::engine_client::{ClientError, request};
+use crate::engine_client::{ClientError, EngineBody, request};
 use crate::error::{ApiError, Code, Outcome};
 use crate::marts::OpenMart;
 use crate::supervisor::{DEAF_MS, exit_reason};
@@ -130,26 +131,56 @@ impl Ask {
     }
 }
 
-/// Runs a query on its mart's engine. `wait` bounds how long the answer is held for durability.
-pub async fn query(mart: &OpenMart, ask: &Ask, wait: Duration) -> Result<Response, ApiError> {
-    let live = mart.live().await?;
-    let started = Instant::now();
+/// Sends a query to an engine and returns when its answer's head is there.
+async fn send(live: &Live, ask: &Ask, started: Instant) -> Result<http::Response<EngineBody>, ApiError> {
     let sent =
         tokio::time::timeout(ask.timeout.saturating_add(LAST_RESORT), live.engine.client().send(ask.request())).await;
-    let response = match sent {
-        Ok(Ok(response)) => response,
+    match sent {
+        Ok(Ok(response)) => Ok(response),
         Ok(Err(ClientError::Unsent)) => {
-            return Err(
-                ApiError::new(Code::Unavailable, "the mart's engine is restarting").hint("try again in a moment")
-            );
+            Err(ApiError::new(Code::Unavailable, "the mart's engine is restarting").hint("try again in a moment"))
         }
-        Ok(Err(ClientError::Lost)) => return Err(ask.lost(&live, started).await),
+        Ok(Err(ClientError::Lost)) => Err(ask.lost(live, started).await),
         Err(_) => {
-            tracing::warn!(mart = %mart.id(), query = %ask.id, "ending an engine that is deaf to deadlines");
+            tracing::warn!(query = %ask.id, "ending an engine that is deaf to deadlines");
             live.engine.kill();
-            return Err(ask.too_late());
+            Err(ask.too_late())
         }
-    };
+    }
+}
+
+/// Runs a read on an engine of an earlier moment, whose position never moves and is durable.
+pub async fn query_past(live: &Live, ask: &Ask) -> Result<Response, ApiError> {
+    let started = Instant::now();
+    let (head, body) = send(live, ask, started).await?.into_parts();
+    let moment = Moment::of(&head.headers, live.epoch);
+    if !head.status.is_success() {
+        let Ok(bytes) = Limited::new(body, MAX_ERROR_BYTES).collect().await.map(|whole| whole.to_bytes()) else {
+            return Err(ask.lost(live, started).await);
+        };
+        return refusal(&bytes, ask, moment, Landed::Durable);
+    }
+    let mut answer = pass_on(&head);
+    moment.describe(answer.headers_mut(), Landed::Durable);
+    *answer.body_mut() = Body::new(body);
+    Ok(answer)
+}
+
+fn pass_on(head: &http::response::Parts) -> Response {
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = head.status;
+    for name in PASSED {
+        if let Some(value) = head.headers.get(&name) {
+            answer.headers_mut().insert(name, value.clone());
+        }
+    }
+    answer
+}
+
+/// Runs a query on its mart's engine. `wait` bounds how long the answer is held for durability.
+pub async fn query(mart: &OpenMart, live: Arc<Live>, ask: &Ask, wait: Duration) -> Result<Response, ApiError> {
+    let started = Instant::now();
+    let response = send(&live, ask, started).await?;
     let (head, body) = response.into_parts();
     let moment = Moment::of(&head.headers, live.epoch);
     let landed = match (moment.commit, ask.durability) {
@@ -169,13 +200,7 @@ pub async fn query(mart: &OpenMart, ask: &Ask, wait: Duration) -> Result<Respons
             Landed::Lost => return Err(lost_track(position)),
         }
     }
-    let mut answer = Response::new(Body::empty());
-    *answer.status_mut() = head.status;
-    for name in PASSED {
-        if let Some(value) = head.headers.get(&name) {
-            answer.headers_mut().insert(name, value.clone());
-        }
-    }
+    let mut answer = pass_on(&head);
     moment.describe(answer.headers_mut(), landed);
     if !head.headers.contains_key(TRAILER) {
         *answer.body_mut() = Body::new(body);

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Admin;
 use crate::config::Config;
 use crate::control::Control;
+use crate::followers::Followers;
 use crate::gateway::Gateway;
 use crate::http::{App, Running, routes};
 use crate::marts::{Ground, Marts};
@@ -30,6 +31,7 @@ use crate::names::MartId;
 use crate::publish;
 use crate::stores::BucketStores;
 use crate::supervisor::SocketDir;
+use crate::upkeep;
 
 /// Answers under way have this long to end at a shutdown.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -112,11 +114,13 @@ impl Server {
         let listener =
             TcpListener::bind(config.listen).await.map_err(system(format!("can't listen on {}", config.listen)))?;
         let address = listener.local_addr().map_err(system("can't tell the address"))?;
+        let ground = Arc::new(ground);
         let app = Arc::new(App {
+            followers: Followers::new(ground.clone(), config.past_engines, config.past_idle),
             config,
             control,
             admin,
-            marts: Marts::new(Arc::new(ground)),
+            marts: Marts::new(ground),
             running: Running::default(),
             ready: AtomicBool::new(true),
         });
@@ -141,6 +145,11 @@ impl Server {
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.control.poll(cancel).await }
         });
+        let tending = tokio::spawn({
+            let (app, cancel) = (app.clone(), background.clone());
+            async move { app.followers.tend(cancel).await }
+        });
+        let keeping = tokio::spawn(upkeep::run(app.clone(), background.clone()));
         let publishing =
             app.config.publish.clone().map(|id| tokio::spawn(publish_dev(app.clone(), id, background.clone())));
         accept(listener, app.clone(), stop).await;
@@ -148,7 +157,7 @@ impl Server {
         background.cancel();
         app.marts.shutdown().await;
         app.marts.ground().gateway.shutdown().await;
-        for task in [Some(polling), publishing].into_iter().flatten() {
+        for task in [Some(polling), Some(tending), Some(keeping), publishing].into_iter().flatten() {
             // A task that panicked has said so already.
             let _ = task.await;
         }

@@ -24,6 +24,7 @@ pub use bucket::{Bucket, BucketName, BucketTemplates, TenantBuckets};
 pub use listing::{Entry, Listing, Page, Start};
 pub use s3::S3Config;
 
+use crate::error::{ApiError, Code};
 use crate::names::Tenant;
 
 /// Where buckets lie.
@@ -46,6 +47,13 @@ pub enum StoreError {
     /// The store, or the service that hands out credentials for it, did not answer as it should.
     #[error("the object store can't be opened")]
     Open(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        tracing::warn!(%error, "a tenant's bucket can't be opened");
+        Self::new(Code::Unavailable, "the tenant's bucket can't be reached").hint("`tarn doctor` checks it")
+    }
 }
 
 /// All buckets of a node.

@@ -5,6 +5,7 @@
 //! **Invariants:** an engine never outlives its node (it holds one end of a socket pair whose other end only the node has) and never
 //! runs beside another engine of the same mart on this machine (it inherits the mart's lock). It gets no environment.
 
+pub mod child;
 mod lock;
 mod socket;
 mod spawn;
@@ -69,6 +70,11 @@ impl Engine {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&self) -> bool {
+        self.exited.borrow().is_none()
     }
 
     /// Ends it at once; what it had committed stays.

@@ -46,6 +46,8 @@ pub struct Snapshot {
 pub struct Branch {
     /// The child.
     pub child: Owner,
+    /// When it was noted.
+    pub created_us: i64,
     /// The moment.
     #[serde(flatten)]
     pub past: Past,
@@ -79,6 +81,9 @@ pub struct Names {
     /// Slots below the floor of which there is a copy, as ranges.
     #[serde(default)]
     pub kept: Vec<(u64, u64)>,
+    /// When upkeep of each kind was last done, in microseconds since the Unix epoch.
+    #[serde(default)]
+    pub done: BTreeMap<String, i64>,
     /// To be deleted after the grace period.
     #[serde(default)]
     pub doomed: Vec<Doomed>,

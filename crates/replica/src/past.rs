@@ -7,6 +7,8 @@
 
 use std::path::Path;
 
+use futures::TryStreamExt;
+
 use crate::error::{Error, Result};
 use crate::history::{At, History, Moment, moments};
 use crate::log::{Log, Put};
@@ -54,6 +56,22 @@ pub struct Looked {
     pub(crate) head: Record,
     /// What is named.
     pub names: Names,
+}
+
+impl Looked {
+    /// Time of the newest record, in microseconds since the Unix epoch.
+    pub fn newest_us(&self) -> i64 {
+        self.head.header.time_us
+    }
+}
+
+/// What a moment takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes of its file.
+    pub bytes: u64,
+    /// How many of them another moment has too, and so takes nothing more.
+    pub shared_bytes: u64,
 }
 
 impl MartReplica {
@@ -113,6 +131,50 @@ impl MartReplica {
     /// Reads what each record still needs: the ground for a sweep. Grows with the window.
     pub async fn ledger(&self, looked: &Looked) -> Result<Ledger> {
         Ledger::read(&self.log, &looked.names, looked.head.header.slot).await
+    }
+
+    /// What the file of a moment takes, as of its base, and how much of it that of `other` shares.
+    pub async fn sizes(&self, past: &Past, other: &Past) -> Result<Sizes> {
+        let (own, others) = (self.base(past).await?, self.base(other).await?);
+        let theirs: std::collections::HashSet<_> = others.blocks.values().map(|block| block.hash).collect();
+        let shared = own.blocks.values().filter(|block| theirs.contains(&block.hash)).count() as u64;
+        Ok(Sizes { bytes: own.file_bytes(), shared_bytes: shared * own.block_bytes })
+    }
+
+    /// Manifest of the base that a moment builds on: what its route begins with.
+    async fn base(&self, past: &Past) -> Result<crate::manifest::Manifest> {
+        let first = past.route.first().ok_or_else(|| Error::Misuse("a route has a stretch".into()))?;
+        let relative = first.owner.as_ref().filter(|owner| *owner != self.log.layout.owner());
+        let log = relative.map_or_else(|| self.log.clone(), |owner| self.log.of(owner));
+        let header = log.header_anywhere(first.first).await?;
+        match &header.kind {
+            Kind::Base { manifest, manifest_hash, iteration, .. } => {
+                restore::load_named_manifest(&log, first.first, manifest, *manifest_hash, *iteration).await
+            }
+            _ => Err(Error::corrupt(format!("log record {}", first.first), "a route begins at a base")),
+        }
+    }
+
+    /// Objects of this life that nothing names and that are older than a day, by their names below its root.
+    pub async fn unknown(&self, looked: &Looked, ledger: &Ledger) -> Result<Vec<String>> {
+        let root = self.log.layout.root();
+        let now = chrono::Utc::now();
+        let doomed = looked.names.doomed.iter().flat_map(|doomed| &doomed.objects).map(String::as_str);
+        let named = ledger.entries.values().flat_map(|entry| {
+            entry.manifest.as_deref().into_iter().chain(entry.packs.iter().map(|(pack, _)| pack.as_ref()))
+        });
+        let known: std::collections::HashSet<&str> = doomed.chain(named).collect();
+        let mut objects = self.log.stores.data.list(Some(root));
+        let mut unknown = Vec::new();
+        while let Some(object) = objects.try_next().await.map_err(|error| Error::store(root, error))? {
+            let Some(name) = object.location.as_ref().strip_prefix(&format!("{root}/")) else { continue };
+            let young = now - object.last_modified < chrono::Duration::days(1);
+            let of_the_log = ["log/", "kept/", "segment/", "headers/"].iter().any(|folder| name.starts_with(folder));
+            if !young && !of_the_log && name != "head" && !known.contains(name) {
+                unknown.push(name.to_owned());
+            }
+        }
+        Ok(unknown)
     }
 
     /// Whose replica it is.

@@ -1,4 +1,4 @@
-//! `tarn://[TOKEN@]HOST:PORT/TENANT/MART[?tls=true]`: which mart on which node, as whom.
+//! `tarn://[TOKEN@]HOST:PORT/TENANT/MART[?tls=true][&at=MOMENT]`: which mart on which node, as whom.
 
 use std::fmt;
 use std::path::Path;
@@ -20,6 +20,8 @@ pub(super) struct Dsn {
     pub token: Option<String>,
     pub tenant: Option<Tenant>,
     pub mart: Option<Mart>,
+    /// An earlier moment, for queries.
+    pub at: Option<String>,
 }
 
 impl fmt::Debug for Dsn {
@@ -64,11 +66,12 @@ impl Dsn {
         if host.is_empty() {
             return Err(bad("the DSN names no host"));
         }
-        let mut dsn = Self { host: host.to_owned(), tls: false, token, tenant: None, mart: None };
+        let mut dsn = Self { host: host.to_owned(), tls: false, token, tenant: None, mart: None, at: None };
         for option in options.split('&').filter(|option| !option.is_empty()) {
             match option.split_once('=') {
                 Some(("tls", value)) => dsn.tls = value.parse().map_err(|_| bad("`tls` wants true or false"))?,
-                Some((name @ ("profile" | "at"), _)) => {
+                Some(("at", value)) => dsn.at = Some(unescape(value).ok_or_else(|| bad("`at` can't be read"))?),
+                Some((name @ "profile", _)) => {
                     return Err(bad(&format!("this version does not have the option `{name}`")));
                 }
                 _ => return Err(bad("unknown option in the DSN")),
@@ -103,6 +106,23 @@ impl Dsn {
     }
 }
 
+/// Percent escapes, as in a URL; a `+` stays one, since times with an offset have it.
+fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        let byte = match byte {
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            byte => byte,
+        };
+        bytes.push(byte);
+    }
+    String::from_utf8(bytes).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +133,14 @@ mod tests {
         assert_eq!((dsn.host.as_str(), dsn.tls, dsn.token.as_deref()), ("node:8642", true, Some("secret")));
         assert_eq!(dsn.mart_id().expect("it names a mart").to_string(), "acme/sales");
         assert!(!format!("{dsn:?}").contains("secret"));
+    }
+
+    #[test]
+    fn a_moment_in_a_dsn_may_be_escaped() {
+        let at = |text: &str| Dsn::parse(&format!("tarn://h/a/b?at={text}")).expect("a legal DSN").at;
+        assert_eq!(at("2026-01-31T12:00:00%2B01:00").as_deref(), Some("2026-01-31T12:00:00+01:00"));
+        assert_eq!(at("2026-01-31T12:00:00+01:00").as_deref(), Some("2026-01-31T12:00:00+01:00"));
+        assert!(Dsn::parse("tarn://h/a/b?at=%zz").is_err());
     }
 
     #[test]

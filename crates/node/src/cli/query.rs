@@ -27,6 +27,9 @@ pub(super) struct Args {
     /// Write the result to this file.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Ask an earlier moment: a time such as 2026-01-31T12:00:00Z, a snapshot's name or a position.
+    #[arg(long, value_name = "MOMENT")]
+    at: Option<String>,
     /// Answer when the commit is on the node's disk, without waiting for the object store.
     #[arg(long)]
     local: bool,
@@ -80,7 +83,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let client = Client::new(Dsn::find(dsn)?);
     let mart = client.dsn().mart_id()?;
     let path = format!("/v1/tenants/{}/marts/{}/query", mart.tenant, mart.mart);
-    let body = json!({"sql": sql, "durability": if args.local { "local" } else { "object" }});
+    let mut body = json!({"sql": sql, "durability": if args.local { "local" } else { "object" }});
+    if let Some(at) = args.at.as_ref().or(client.dsn().at.as_ref()) {
+        body["at"] = json!(at);
+    }
     let request = client.request(Method::POST, &path).header("accept", args.format.accept()).json(&body);
     let progress = Progress::start();
     let response = client.send(request).await?;

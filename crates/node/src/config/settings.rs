@@ -180,6 +180,48 @@ pub const SETTINGS: &[Setting] = &[
         "A mart without a commit for so many milliseconds is checkpointed if its log is over 1MB (or over `checkpoint_wal`).",
     ),
     value(
+        "retention_days",
+        &["TARN_RETENTION_DAYS"],
+        "30",
+        "Every position of the last so many days can be queried, restored and branched from. Fractions are allowed.",
+    ),
+    value(
+        "retention_grace_hours",
+        &["TARN_RETENTION_GRACE_HOURS"],
+        "24",
+        "What retention lets go is deleted so many hours later. Longer than any restore or query of an earlier moment takes.",
+    ),
+    value(
+        "snapshot_every_hours",
+        &["TARN_SNAPSHOT_EVERY_HOURS"],
+        "24",
+        "A mart that is open is snapshotted so often, if it has changed; 0 means never. Such snapshots go with the retention window.",
+    ),
+    value(
+        "verify_every_days",
+        &["TARN_VERIFY_EVERY_DAYS"],
+        "7",
+        "A mart that is open is restored on trial and read whole so often; 0 means never.",
+    ),
+    value(
+        "vacuum_every_days",
+        &["TARN_VACUUM_EVERY_DAYS"],
+        "30",
+        "A mart that is open and holds much free space is vacuumed so often, 0 means never. Writers wait meanwhile.",
+    ),
+    value(
+        "past_engines",
+        &["TARN_PAST_ENGINES"],
+        "4",
+        "Engines on earlier moments that run at once; each has its own `engine_memory`.",
+    ),
+    value(
+        "past_idle_seconds",
+        &["TARN_PAST_IDLE_SECONDS"],
+        "60",
+        "An engine on an earlier moment ends when nobody has used it for so many seconds.",
+    ),
+    value(
         "extension_dir",
         &["TARN_EXTENSION_DIR"],
         "",

@@ -37,6 +37,19 @@ pub struct MartEntry {
     pub incarnation: Uuid,
     /// When it was made, microseconds since the Unix epoch.
     pub created_us: i64,
+    /// The marts it was branched from, oldest first: it shares objects with any of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<Ancestor>,
+}
+
+/// One life of a mart that another was branched from; it may be gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ancestor {
+    /// Its name then.
+    pub mart: Mart,
+    /// Which life.
+    pub incarnation: Uuid,
 }
 
 /// A token: what it may do, never its text.

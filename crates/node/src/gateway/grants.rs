@@ -10,15 +10,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::RngCore;
+use replica::view::View;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Result};
 use tokio_util::task::TaskTracker;
 
-use super::errors;
 use super::policy::{Access, Policy};
 use super::traffic::{Bytes, Direction, Traffic};
 use super::uploads::Uploads;
+use super::{errors, past};
 use crate::names::{Mart, Tenant};
 use crate::stores::{Bucket, BucketStores, StoreError};
 
@@ -50,12 +51,19 @@ pub(super) struct Session {
     pub(super) policy: Policy,
     pub(super) uploads: Uploads,
     pub(super) traffic: Arc<Traffic>,
+    /// The earlier moment that its engine reads.
+    pub(super) view: Option<Arc<View>>,
     secret: String,
     stores: Arc<BucketStores>,
     label: String,
 }
 
 impl Session {
+    /// The earlier moment, if that is the bucket asked for.
+    pub(super) fn past(&self, bucket: &str) -> Option<&Arc<View>> {
+        self.view.as_ref().filter(|_| bucket == past::BUCKET)
+    }
+
     /// The bucket of that name, which the policy must have allowed before.
     pub(super) async fn bucket(&self, name: &str) -> S3Result<Bucket> {
         let name = name.parse().map_err(|_| errors::denied())?;
@@ -85,7 +93,12 @@ impl Grants {
         Self { stores, tasks, sessions: Mutex::default(), traffic: Mutex::default() }
     }
 
-    pub(super) fn issue(self: &Arc<Self>, tenant: &Tenant, mart: &Mart) -> Result<Grant, StoreError> {
+    pub(super) fn issue(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        mart: &Mart,
+        view: Option<Arc<View>>,
+    ) -> Result<Grant, StoreError> {
         let buckets = self.stores.names_of(tenant);
         let scopes = [&buckets.raw, &buckets.processed, &buckets.analytics];
         let grant = Grant {
@@ -99,6 +112,7 @@ impl Grants {
             policy: Policy::new(buckets),
             uploads: Uploads::default(),
             traffic: traffic.entry(tenant.clone()).or_default().clone(),
+            view,
             secret: grant.secret.clone(),
             stores: self.stores.clone(),
             label: format!("{tenant}/{mart}"),
@@ -183,7 +197,8 @@ impl S3Access for Auth {
             }
         };
         let (bucket, key) = request.s3_path().as_object().ok_or_else(errors::denied)?;
-        if !session.policy.allows(access, bucket, key) {
+        let past = access == Access::Read && session.view.is_some() && past::is_here(bucket, key);
+        if !past && !session.policy.allows(access, bucket, key) {
             return Err(errors::denied());
         }
         request.extensions_mut().insert(session);

@@ -16,7 +16,7 @@ use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
 use super::body::{self, Upload};
 use super::grants::session_of;
 use super::policy::Access;
-use super::{errors, listing, uploads};
+use super::{errors, listing, past, uploads};
 use crate::stores::Bucket;
 
 /// Larger bodies than this go to the store in pieces of this size.
@@ -30,6 +30,9 @@ impl S3 for Objects {
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let session = session_of(&request)?;
         let input = request.input;
+        if let Some(view) = session.past(&input.bucket) {
+            return past::get(view, &input.key, input.range, session.traffic.clone()).map(S3Response::new);
+        }
         let conditions = Conditions {
             if_match: input.if_match,
             if_none_match: input.if_none_match,
@@ -58,6 +61,9 @@ impl S3 for Objects {
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
         let session = session_of(&request)?;
         let input = request.input;
+        if let Some(view) = session.past(&input.bucket) {
+            return past::head(view, &input.key).map(S3Response::new);
+        }
         let conditions = Conditions {
             if_match: input.if_match,
             if_none_match: input.if_none_match,

@@ -32,6 +32,9 @@ struct QueryBody<'a> {
     timeout_ms: Option<u64>,
     #[serde(default)]
     durability: Option<Durability>,
+    /// An earlier moment: an RFC 3339 time, a snapshot's name or a position.
+    #[serde(borrow, default)]
+    at: Option<Cow<'a, str>>,
     #[serde(default, rename = "max_rows")]
     _max_rows: Option<u64>,
 }
@@ -50,8 +53,9 @@ pub(super) async fn run(
         let body = read_body(body).await?;
         let parsed: QueryBody = parse_object(&body)?;
         let timeout = parsed.timeout_ms.map_or(app.config.query_timeout, Duration::from_millis);
-        let reads_only = role == Role::Reader || only_reads(&parsed.sql);
+        let reads_only = (role == Role::Reader && parsed.at.is_none()) || only_reads(&parsed.sql);
         let durability = parsed.durability.unwrap_or_default();
+        let at = parsed.at.map(Cow::into_owned);
         let ask = Ask {
             id,
             principal: caller.id.clone(),
@@ -62,12 +66,23 @@ pub(super) async fn run(
             headers: passed_on(&headers),
             reads_only,
         };
+        if let Some(at) = at {
+            if !ask.reads_only {
+                return Err(ApiError::new(Code::Invalid, "only reads can run at an earlier moment")
+                    .hint("branch the mart there, or restore it, to write"));
+            }
+            let live = app.followers.at(&app, &mart_id, &at).await?;
+            let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
+            let response = router::query_past(&live, &ask).await?;
+            return Ok(response.map(|body| entry.until_sent(body)));
+        }
         let mart = app.mart(&mart_id).await?;
         if mart.holds_writers() && !ask.reads_only {
             mart.writers_may_pass().await;
         }
-        let entry = app.running.add(ask.id, &ask.principal, mart.clone())?;
-        let response = router::query(&mart, &ask, app.config.durable_wait).await?;
+        let live = mart.live().await?;
+        let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
+        let response = router::query(&mart, live, &ask, app.config.durable_wait).await?;
         Ok(response.map(|body| entry.until_sent(body)))
     };
     named.await.map_err(|error: ApiError| error.request_id(id))

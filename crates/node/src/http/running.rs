@@ -22,14 +22,14 @@ use super::{Caller, Shared, json};
 use crate::auth::Principal;
 use crate::engine_client;
 use crate::error::{ApiError, Code};
-use crate::marts::OpenMart;
+use crate::watcher::Live;
 
 /// Queries whose answer has not ended, by id.
 #[derive(Clone, Default)]
 pub struct Running(Arc<Mutex<HashMap<Uuid, Owned>>>);
 
 /// Who runs a query, and where.
-type Owned = (String, Arc<OpenMart>);
+type Owned = (String, Arc<Live>);
 
 /// A query's entry among the running, until dropped.
 pub(super) struct Entry(Running, Uuid);
@@ -48,12 +48,12 @@ struct Tracked {
 }
 
 impl Running {
-    pub(super) fn add(&self, id: Uuid, principal: &str, mart: Arc<OpenMart>) -> Result<Entry, ApiError> {
+    pub(super) fn add(&self, id: Uuid, principal: &str, live: Arc<Live>) -> Result<Entry, ApiError> {
         let mut running = self.lock();
         if running.contains_key(&id) {
             return Err(ApiError::new(Code::Conflict, "a query with this id is running"));
         }
-        running.insert(id, (principal.to_owned(), mart));
+        running.insert(id, (principal.to_owned(), live));
         Ok(Entry(self.clone(), id))
     }
 
@@ -119,11 +119,10 @@ async fn ask_engine<T: DeserializeOwned>(
 ) -> Result<T, ApiError> {
     let unknown = || ApiError::new(Code::NotFound, "no such query").hint("it may have ended already");
     let id: Uuid = id.parse().map_err(|_| unknown())?;
-    let (owner, mart) = app.running.get(id).ok_or_else(unknown)?;
+    let (owner, live) = app.running.get(id).ok_or_else(unknown)?;
     if owner != caller.id && caller.require_node_admin().is_err() {
         return Err(unknown());
     }
-    let live = mart.live().await?;
     let mut request = engine_client::request(method, &format!("/queries/{id}"), Bytes::new());
     let owner = HeaderValue::from_str(&owner).map_err(|_| unknown())?;
     request.headers_mut().insert(header::PRINCIPAL, owner);

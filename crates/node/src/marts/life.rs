@@ -16,17 +16,20 @@ use std::time::Duration;
 
 use engine::config::GatewayConfig;
 use replica::{Adopt, Error, How, MartReplica, Opened, Position, Shipper};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Ground;
+use super::swap;
 use crate::clock::Backoff;
 use crate::error::{ApiError, Code};
 use crate::gateway;
 use crate::names::MartId;
-use crate::replicator::{End, Feed, FeedError, Replicator};
+use crate::orders::{Order, Reply, Swapped};
+use crate::replicator::{End, Feed, FeedError, Quiet, Replicator};
 use crate::stores::StoreError;
 use crate::supervisor::{Engine, Launch, MartLock, SpawnError};
 use crate::watcher::{Live, Phase, Progress};
@@ -46,6 +49,7 @@ pub(super) struct Life {
     pub waiters: watch::Receiver<usize>,
     pub used: Arc<AtomicBool>,
     pub hold: watch::Sender<bool>,
+    pub orders: mpsc::Receiver<Order>,
     pub stop: CancellationToken,
 }
 
@@ -62,14 +66,33 @@ enum Trouble {
     Store(#[from] StoreError),
     #[error("the mart's directory or lock can't be had")]
     Disk(#[from] std::io::Error),
+    #[error("other files took its place")]
+    Swapped(Box<Next>),
+    #[error("the files may not be the mart's any more")]
+    Reopen,
     #[error("the engine ended")]
     Engine,
     #[error("asked to close")]
     Stopped,
 }
 
+/// What goes on while the next engine starts, after a swap.
+struct Next {
+    /// The engine of the files before: it answers reads until then.
+    before: Arc<Live>,
+    quiet: Quiet,
+    done: Swapped,
+    reply: Reply<Swapped>,
+}
+
+impl std::fmt::Debug for Next {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Next").field("done", &self.done).finish_non_exhaustive()
+    }
+}
+
 impl Life {
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let trouble = self.serve().await;
         let error = self.explain(&trouble);
         self.progress.send_modify(|progress| progress.closed = true);
@@ -77,7 +100,7 @@ impl Life {
     }
 
     /// Opens the files and serves them until something final happens.
-    async fn serve(&self) -> Trouble {
+    async fn serve(&mut self) -> Trouble {
         let dir = self.ground.mart_dir(&self.id);
         let lock = match std::fs::create_dir_all(&dir) {
             Ok(()) => MartLock::acquire(&dir).await,
@@ -97,12 +120,33 @@ impl Life {
             self.begins_after(Position { epoch: end.epoch - 1, ..end });
         }
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
+        // Engines of files that were exchanged; they end with this life.
+        let mut lingering = JoinSet::new();
+        let mut next = None;
         loop {
             let started = Instant::now();
-            let trouble = self.one_engine(&lock, &opened.dir, &mut opened.shipper).await;
+            let trouble = self.one_engine(&lock, &mut opened.shipper, next.take(), &mut lingering).await;
             if started.elapsed() > CALM {
                 backoff.success();
             }
+            let trouble = match trouble {
+                Trouble::Swapped(swapped) => {
+                    self.begins_after(swapped.done.before);
+                    next = Some(*swapped);
+                    continue;
+                }
+                Trouble::Reopen => {
+                    self.phase.send_replace(Phase::Opening);
+                    let end = opened.shipper.durable();
+                    opened = match self.open_files(&dir).await {
+                        Ok(opened) => opened,
+                        Err(trouble) => return trouble,
+                    };
+                    self.begins_after(end);
+                    continue;
+                }
+                trouble => trouble,
+            };
             match &trouble {
                 Trouble::Stopped => return trouble,
                 Trouble::Replica(error) if !(error.is_transient() || matches!(error, Error::Diverged(_))) => {
@@ -148,40 +192,85 @@ impl Life {
         }
     }
 
-    async fn one_engine(&self, lock: &MartLock, dir: &std::path::Path, shipper: &mut Shipper) -> Trouble {
-        let started = self.stop.run_until_cancelled(self.start(lock, dir, shipper)).await;
+    /// One engine's life. After a swap, `next` is what waits for it to be up.
+    async fn one_engine(
+        &mut self,
+        lock: &MartLock,
+        shipper: &mut Shipper,
+        next: Option<Next>,
+        lingering: &mut JoinSet<()>,
+    ) -> Trouble {
+        let dir = shipper.dir().to_owned();
+        let started = self.stop.run_until_cancelled(self.start(lock, &dir, shipper)).await;
         let (live, feed, _grant) = match started {
             Some(Ok(started)) => started,
             Some(Err(trouble)) => return trouble,
             None => return Trouble::Stopped,
         };
-        let replicator = Replicator {
-            live: &live,
-            feed,
-            shipper,
-            progress: &self.progress,
-            waiters: self.waiters.clone(),
-            used: &self.used,
-            hold: &self.hold,
-            stop: &self.stop,
-            checkpoints: self.ground.checkpoints,
-        };
         self.phase.send_replace(Phase::Ready(live.clone()));
-        let asked_to_end = async {
-            self.stop.cancelled().await;
-            live.engine.shutdown(GRACE).await;
+        if let Some(next) = next {
+            drop(next.quiet);
+            lingering.spawn(swap::linger(next.before));
+            // Whoever asked may have gone.
+            let _ = next.reply.send(Ok(next.done));
+        }
+        let (stop, asked) = (self.stop.clone(), live.clone());
+        let asked_to_end = async move {
+            stop.cancelled().await;
+            asked.engine.shutdown(GRACE).await;
         };
-        let replicating = replicator.run();
-        tokio::pin!(asked_to_end, replicating);
-        let end = tokio::select! {
-            end = replicating.as_mut() => end,
-            () = asked_to_end => replicating.await,
+        tokio::pin!(asked_to_end);
+        let mut stopping = false;
+        let end = loop {
+            let end = {
+                let replicator = Replicator {
+                    live: &live,
+                    feed: &feed,
+                    shipper: &mut *shipper,
+                    progress: &self.progress,
+                    waiters: self.waiters.clone(),
+                    used: &self.used,
+                    hold: &self.hold,
+                    orders: &mut self.orders,
+                    stop: &self.stop,
+                    checkpoints: self.ground.checkpoints,
+                };
+                let replicating = replicator.run();
+                tokio::pin!(replicating);
+                tokio::select! {
+                    end = replicating.as_mut() => end,
+                    () = asked_to_end.as_mut(), if !stopping => {
+                        stopping = true;
+                        replicating.await
+                    }
+                }
+            };
+            let End::Swap(order, mut quiet) = end else { break end };
+            let swapping = swap::swap(shipper, &live, order, &self.ground.node);
+            match self.stop.run_until_cancelled(swapping).await {
+                Some(Ok((done, reply))) => {
+                    // Nothing may be written to the files before any more.
+                    quiet.retire().await;
+                    tracing::info!(mart = %self.id, before = %done.before, after = %done.after, "other files took the mart's place");
+                    return Trouble::Swapped(Box::new(Next { before: live, quiet, done, reply }));
+                }
+                // The engine goes on; the next turn of the loop ships what it writes.
+                Some(Err(swap::Failed::Nothing(reply, error))) => drop(reply.send(Err(error))),
+                Some(Err(swap::Failed::Unknown(reply, error))) => {
+                    let _ = reply.send(Err(error));
+                    quiet.retire().await;
+                    live.engine.kill();
+                    live.engine.exited().await;
+                    return Trouble::Reopen;
+                }
+                None => {}
+            }
         };
         // Whoever still has an answer under way keeps the engine's handle, not its life.
         live.engine.kill();
         live.engine.exited().await;
         match end {
-            End::Engine => Trouble::Engine,
+            End::Engine | End::Swap(..) => Trouble::Engine,
             End::Stopped => Trouble::Stopped,
             End::Replica(error) => error.into(),
         }
@@ -202,7 +291,8 @@ impl Life {
             scopes: grant.scopes.clone(),
             region: gateway::REGION.into(),
         };
-        let launch = Launch { id: &self.id, dir, lock, limits: &self.ground.limits, gateway: Some(gateway) };
+        let launch =
+            Launch { id: &self.id, dir, lock, limits: &self.ground.limits, gateway: Some(gateway), view: None };
         let engine = launch.start(&self.ground.sockets).await?;
         match self.compare(&engine, shipper).await {
             Ok(feed) => Ok((Arc::new(Live { engine, epoch: shipper.epoch(), dir: dir.to_owned() }), feed, grant)),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use engine::config::{EngineConfig, GatewayConfig};
+use engine::config::{EngineConfig, GatewayConfig, ViewConfig};
 use engine::wire::Health;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -50,6 +50,8 @@ pub struct Launch<'a> {
     pub limits: &'a EngineLimits,
     /// Its way to `s3://`.
     pub gateway: Option<GatewayConfig>,
+    /// An earlier moment to read instead of the directory's files.
+    pub view: Option<ViewConfig>,
 }
 
 impl Launch<'_> {
@@ -101,6 +103,7 @@ impl Launch<'_> {
             max_temp_bytes: self.limits.temp_bytes,
             httpfs_path: self.limits.httpfs.clone(),
             gateway: self.gateway.clone(),
+            view: self.view.clone(),
             listen_fd,
             life_fd,
             lock_fd: Some(lock_fd),

@@ -6,6 +6,7 @@ mod checkpoints;
 mod cli;
 mod durability;
 mod gateway;
+mod history;
 mod kills;
 mod loss;
 mod orphans;

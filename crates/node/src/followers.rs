@@ -1,0 +1,258 @@
+//! Engines on earlier moments of marts: read-only, one per moment, started when a query asks for it and ended when nobody does.
+//!
+//! Nothing is restored: such an engine reads the moment's files by range through the gateway. It never meets the live engine.
+//!
+//! **Invariant:** at most so many at once; one in use is never ended for another's sake.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use engine::config::{GatewayConfig, ViewConfig};
+use replica::names;
+use replica::view::View;
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::error::{ApiError, Code};
+use crate::gateway::{self, Grant};
+use crate::http::App;
+use crate::marts::Ground;
+use crate::names::MartId;
+use crate::orders::refused;
+use crate::past::{At, Past, parse_at};
+use crate::supervisor::{Launch, MartLock};
+use crate::watcher::Live;
+
+/// How often it is looked who is idle.
+const LOOK: Duration = Duration::from_secs(5);
+/// What a name, or a moment that is still open, means is asked again after this.
+const FRESH: Duration = Duration::from_secs(2);
+/// Meanings remembered at most.
+const REMEMBERED: usize = 4096;
+/// An engine that is ended has nothing to finish.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Which moment of which life of a mart.
+type Key = (Uuid, replica::Position);
+
+/// The engines on earlier moments of a node.
+pub struct Followers {
+    ground: Arc<Ground>,
+    most: usize,
+    idle: Duration,
+    running: Mutex<HashMap<Key, Arc<Slot>>>,
+    meanings: Mutex<HashMap<(Uuid, At), Meaning>>,
+}
+
+struct Slot {
+    cell: OnceCell<Arc<Follower>>,
+    used: Mutex<Instant>,
+}
+
+struct Follower {
+    live: Arc<Live>,
+    view: Arc<View>,
+    dir: PathBuf,
+    _grant: Grant,
+    _lock: MartLock,
+}
+
+#[derive(Clone)]
+struct Meaning {
+    past: names::Past,
+    /// After this it may mean something else; never, if the time has passed for good.
+    until: Option<Instant>,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        // What is left is removed at the next start.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Followers {
+    /// None runs. Directories of earlier ones are removed.
+    pub fn new(ground: Arc<Ground>, most: usize, idle: Duration) -> Self {
+        let _ = std::fs::remove_dir_all(ground.state_dir.join("past"));
+        Self { ground, most: most.max(1), idle, running: Mutex::default(), meanings: Mutex::default() }
+    }
+
+    /// The engine on what `at` means in a mart.
+    pub async fn at(&self, app: &App, id: &MartId, at: &str) -> Result<Arc<Live>, ApiError> {
+        let incarnation = app.known(id).await?;
+        let (past, known) = self.meaning(app, id, incarnation, &parse_at(at)?).await?;
+        let slot = self.slot((incarnation, past.position))?;
+        let started = slot.cell.get_or_try_init(|| self.start(id, incarnation, &past, known)).await;
+        match started {
+            Ok(follower) if follower.live.engine.is_running() => Ok(follower.live.clone()),
+            Ok(_) => {
+                self.forget((incarnation, past.position), &slot);
+                Err(ApiError::new(Code::Unavailable, "the engine of this moment ended").hint("send the query again"))
+            }
+            Err(error) => {
+                self.forget((incarnation, past.position), &slot);
+                Err(error)
+            }
+        }
+    }
+
+    /// Bytes that were read from the store for a moment, if its engine runs.
+    pub fn fetched_bytes(&self) -> u64 {
+        let running = self.running();
+        running.values().filter_map(|slot| slot.cell.get()).map(|follower| follower.view.fetched_bytes()).sum()
+    }
+
+    /// Ends engines that nobody uses, until cancelled; then all.
+    pub async fn tend(&self, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+            let idle = self.idle;
+            let gone: Vec<_> = self.running().extract_if(|_, slot| slot.idle_for() > Some(idle)).collect();
+            for (_, slot) in gone {
+                slot.end().await;
+            }
+        }
+        let all: Vec<_> = self.running().drain().collect();
+        for (_, slot) in all {
+            slot.end().await;
+        }
+    }
+
+    async fn meaning(
+        &self,
+        app: &App,
+        id: &MartId,
+        incarnation: Uuid,
+        at: &At,
+    ) -> Result<(names::Past, Option<Past>), ApiError> {
+        let key = (incarnation, at.clone());
+        let known = self.meanings().get(&key).cloned();
+        if let Some(known) = known.filter(|known| known.until.is_none_or(|until| Instant::now() < until)) {
+            return Ok((known.past, None));
+        }
+        let look = Past::of(app, id).await?;
+        let past = look.find(at).await?;
+        let settled = match at {
+            At::Time(time_us) => *time_us < look.settled_us(),
+            At::Position(_) => true,
+            At::Snapshot(_) => false,
+        };
+        let until = (!settled).then(|| Instant::now() + FRESH);
+        let mut meanings = self.meanings();
+        if meanings.len() >= REMEMBERED {
+            meanings.clear();
+        }
+        meanings.insert(key, Meaning { past: past.clone(), until });
+        drop(meanings);
+        Ok((past, Some(look)))
+    }
+
+    /// The place for one engine; makes room if there are too many.
+    fn slot(&self, key: Key) -> Result<Arc<Slot>, ApiError> {
+        let mut running = self.running();
+        if let Some(slot) = running.get(&key) {
+            slot.touch();
+            return Ok(slot.clone());
+        }
+        if running.len() >= self.most {
+            let longest = running.iter().filter_map(|(key, slot)| Some((slot.idle_for()?, *key))).max();
+            let Some((_, idle)) = longest else {
+                let text = "too many earlier moments are being read at once";
+                return Err(ApiError::new(Code::Limited, text)
+                    .hint("try again when another query has ended, or raise `past_engines`"));
+            };
+            if let Some(slot) = running.remove(&idle) {
+                tokio::spawn(async move { slot.end().await });
+            }
+        }
+        let slot = Arc::new(Slot { cell: OnceCell::new(), used: Mutex::new(Instant::now()) });
+        running.insert(key, slot.clone());
+        Ok(slot)
+    }
+
+    fn forget(&self, key: Key, slot: &Arc<Slot>) {
+        let mut running = self.running();
+        if running.get(&key).is_some_and(|found| Arc::ptr_eq(found, slot)) {
+            running.remove(&key);
+        }
+    }
+
+    async fn start(
+        &self,
+        id: &MartId,
+        incarnation: Uuid,
+        past: &names::Past,
+        look: Option<Past>,
+    ) -> Result<Arc<Follower>, ApiError> {
+        let replica = match &look {
+            Some(look) => look.replica().clone(),
+            None => self.ground.replica(id, incarnation)?,
+        };
+        let view = Arc::new(replica.view(past).await.map_err(|error| refused(&error))?);
+        let trouble = |error: &dyn std::fmt::Display| {
+            tracing::warn!(mart = %id, %error, "an engine on an earlier moment does not start");
+            ApiError::new(Code::Unavailable, "the engine of this moment does not start")
+                .hint("the server's log says why")
+        };
+        let dir = self.ground.state_dir.join("past").join(Uuid::new_v4().to_string());
+        std::fs::create_dir_all(&dir).map_err(|error| trouble(&error))?;
+        let lock = MartLock::acquire(&dir).await.map_err(|error| trouble(&error))?;
+        let grant = self.ground.gateway.grant_past(id, view.clone())?;
+        let position = past.position;
+        let gateway = GatewayConfig {
+            endpoint: self.ground.gateway.addr().to_string(),
+            key_id: grant.key_id.clone(),
+            secret: grant.secret.clone(),
+            scopes: grant.scopes.clone(),
+            region: gateway::REGION.into(),
+        };
+        let launch = Launch {
+            id,
+            dir: &dir,
+            lock: &lock,
+            limits: &self.ground.limits,
+            gateway: Some(gateway),
+            view: Some(ViewConfig {
+                url: format!("s3://{}/{}", gateway::past::BUCKET, gateway::past::KEY),
+                iteration: position.iteration,
+                wal_bytes: position.wal_bytes,
+            }),
+        };
+        let engine = launch.start(&self.ground.sockets).await.map_err(|error| trouble(&error))?;
+        let live = Arc::new(Live { engine, epoch: position.epoch, dir: dir.clone() });
+        Ok(Arc::new(Follower { live, view, dir, _grant: grant, _lock: lock }))
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<Key, Arc<Slot>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn meanings(&self) -> MutexGuard<'_, HashMap<(Uuid, At), Meaning>> {
+        self.meanings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    fn touch(&self) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// For how long nobody has used it; `None` while somebody does, or it starts.
+    fn idle_for(&self) -> Option<Duration> {
+        let follower = self.cell.get()?;
+        if Arc::strong_count(&follower.live) > 1 {
+            self.touch();
+            return None;
+        }
+        Some(self.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
+    }
+
+    async fn end(&self) {
+        if let Some(follower) = self.cell.get() {
+            follower.live.engine.shutdown(GRACE).await;
+        }
+    }
+}

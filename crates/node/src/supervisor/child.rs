@@ -1,0 +1,44 @@
+//! Engines that do one thing to files nobody else has open, and end: folding a copy, compacting it, checking it.
+
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use engine::wire::{Checked, Compacted};
+use serde::de::DeserializeOwned;
+use tokio::process::Command;
+
+/// Far more than any database that fits a machine takes.
+const DEADLINE: Duration = Duration::from_secs(6 * 3600);
+
+/// Folds a copy's log into it.
+pub async fn fold(db: &Path, deadline: Duration) -> io::Result<()> {
+    run(&["--fold".as_ref(), db], deadline).await.map(drop)
+}
+
+/// Writes a compact copy of a database and proves that it holds the same.
+pub async fn compact(from: &Path, to: &Path) -> io::Result<Compacted> {
+    answer(&run(&["--compact".as_ref(), from, to], DEADLINE).await?)
+}
+
+/// Reads every row of a database.
+pub async fn check(db: &Path) -> io::Result<Checked> {
+    answer(&run(&["--check".as_ref(), db], DEADLINE).await?)
+}
+
+async fn run(words: &[&Path], deadline: Duration) -> io::Result<Vec<u8>> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("tarn").arg("engine").args(words);
+    command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
+    match tokio::time::timeout(deadline, command.output()).await {
+        Ok(Ok(output)) if output.status.success() => Ok(output.stdout),
+        Ok(Ok(output)) => Err(io::Error::other(format!("the engine failed: {}", output.status))),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the engine took too long")),
+    }
+}
+
+fn answer<T: DeserializeOwned>(line: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(line).map_err(io::Error::other)
+}

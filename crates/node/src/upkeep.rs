@@ -1,0 +1,151 @@
+//! What is done to open marts without being asked: snapshots, sweeps, vacuums.
+//!
+//! When each was done last is written in the mart's own names, so it is done once whatever the number of nodes and restarts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use replica::names::Names;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::error::ApiError;
+use crate::http::App;
+use crate::names::MartId;
+use crate::orders::{Order, Swap, give};
+
+/// How often it is looked what is due.
+const LOOK: Duration = Duration::from_secs(60);
+/// Retention is looked after so often.
+const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// Begins the names of snapshots that a schedule made.
+const AUTOMATIC: &str = "auto-";
+
+/// A kind of upkeep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Job {
+    Snapshot,
+    Sweep,
+    Vacuum,
+}
+
+impl Job {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::Sweep => "sweep",
+            Self::Vacuum => "vacuum",
+        }
+    }
+}
+
+/// Looks after the open marts until cancelled.
+pub async fn run(app: Arc<App>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+        for id in app.marts.open_ids() {
+            if let Some(Err(error)) = stop.run_until_cancelled(look_after(&app, &id)).await {
+                tracing::warn!(mart = %id, %error, "upkeep failed; tried again");
+            }
+        }
+    }
+}
+
+async fn look_after(app: &App, id: &MartId) -> Result<(), ApiError> {
+    let upkeep = app.config.upkeep;
+    let every = [
+        (Job::Snapshot, upkeep.snapshot_every),
+        (Job::Sweep, Some(SWEEP_EVERY.min(upkeep.keep))),
+        (Job::Vacuum, upkeep.vacuum_every),
+    ];
+    let Some(mart) = app.marts.get(id) else { return Ok(()) };
+    if mart.watcher().progress().durable.is_none() {
+        return Ok(());
+    }
+    let names = give(mart.orders(), |reply| Order::Names(Box::new(|_, _| Ok(())), reply)).await?;
+    for (job, every) in every {
+        let Some(every) = every else { continue };
+        if due(&names, job, every, clock::now_us()) {
+            match job {
+                Job::Snapshot => snapshot(app, id, &names).await?,
+                Job::Sweep => drop(app.sweep(id, false).await?),
+                Job::Vacuum => vacuum(app, id).await?,
+            }
+            done(app, id, job).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A job that was never done is counted from now: a new mart has nothing to be looked after yet.
+fn due(names: &Names, job: Job, every: Duration, now_us: i64) -> bool {
+    let every = i64::try_from(every.as_micros()).unwrap_or(i64::MAX);
+    match names.done.get(job.name()) {
+        Some(last) => last.saturating_add(every) <= now_us,
+        None => job != Job::Vacuum,
+    }
+}
+
+async fn done(app: &App, id: &MartId, job: Job) -> Result<(), ApiError> {
+    let Some(mart) = app.marts.get(id) else { return Ok(()) };
+    let change = move |names: &mut Names, _| {
+        names.done.insert(job.name().to_owned(), clock::now_us());
+        // So that the first vacuum comes a period after the mart was first looked after.
+        names.done.entry(Job::Vacuum.name().to_owned()).or_insert_with(clock::now_us);
+        Ok(())
+    };
+    give(mart.orders(), |reply| Order::Names(Box::new(change), reply)).await.map(drop)
+}
+
+/// Names the present moment if it has no name, and lets go automatic ones that the window has passed.
+async fn snapshot(app: &App, id: &MartId, names: &Names) -> Result<(), ApiError> {
+    let Some(mart) = app.marts.get(id) else { return Ok(()) };
+    let now_us = clock::now_us();
+    let keep_us = names.keep_us.unwrap_or(i64::try_from(app.config.upkeep.keep.as_micros()).unwrap_or(i64::MAX));
+    let change = move |names: &mut Names, _| {
+        names
+            .snapshots
+            .retain(|_, snapshot| !snapshot.automatic || snapshot.created_us.saturating_add(keep_us) > now_us);
+        Ok(())
+    };
+    give(mart.orders(), |reply| Order::Names(Box::new(change), reply)).await?;
+    let newest = mart.watcher().progress().durable;
+    let unchanged = names.snapshots.values().any(|snapshot| Some(snapshot.past.position) == newest);
+    if !unchanged {
+        let name = format!("{AUTOMATIC}{}", clock::compact(now_us));
+        app.name_moment(id, name, None, true).await?;
+    }
+    Ok(())
+}
+
+/// Vacuums if it pays: a sixth of the file is free space.
+async fn vacuum(app: &App, id: &MartId) -> Result<(), ApiError> {
+    let Some(mart) = app.marts.get(id) else { return Ok(()) };
+    let file = mart.live().await?.dir.join(replica::DB_FILE);
+    let free = tokio::task::spawn_blocking(move || {
+        let image = replica::image::Image::read(&std::fs::File::open(file).ok()?).ok()?;
+        Some((image.free?.len() as u64, image.block_count))
+    });
+    let Ok(Some((free, all))) = free.await else { return Ok(()) };
+    if free * 6 > all {
+        let swapped = give(mart.orders(), |reply| Order::Swap(Swap::Vacuum { reply })).await?;
+        tracing::info!(mart = %id, ?swapped, "vacuumed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_due_a_period_after_it_was_done_and_a_vacuum_not_before() {
+        let mut names = Names::default();
+        let hour = Duration::from_secs(3600);
+        assert!(due(&names, Job::Snapshot, hour, 0) && due(&names, Job::Sweep, hour, 0));
+        assert!(!due(&names, Job::Vacuum, hour, i64::MAX), "only after the first look");
+        names.done.insert("vacuum".into(), 0);
+        names.done.insert("snapshot".into(), 0);
+        assert!(!due(&names, Job::Snapshot, hour, 3_599_999_999));
+        assert!(due(&names, Job::Snapshot, hour, 3_600_000_000) && due(&names, Job::Vacuum, hour, 3_600_000_000));
+    }
+}
