@@ -155,7 +155,7 @@ impl Log {
     pub async fn find_head(&self) -> Result<Option<Record>> {
         let hinted = self.read_hint().await?;
         let known = match hinted {
-            Some(slot) if self.exists(slot).await? => Some(slot),
+            Some(slot) if self.leads_on(slot).await? => Some(slot),
             _ => self.list_last().await?,
         };
         let Some(mut low) = known else { return Ok(None) };
@@ -313,6 +313,15 @@ impl Log {
             last = last.max(self.layout.parse_slot(&object.location));
         }
         Ok(last)
+    }
+
+    /// Whether every slot from here to the end is there. Fences stay when what is around them was swept.
+    async fn leads_on(&self, hinted: u64) -> Result<bool> {
+        match self.header(hinted).await {
+            Ok(header) => Ok(header.is_some_and(|found| !matches!(found.kind, Kind::Fence { .. } | Kind::Drop {}))),
+            Err(Error::Corrupt { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn exists(&self, slot: u64) -> Result<bool> {

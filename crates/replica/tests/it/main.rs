@@ -8,3 +8,4 @@ mod opening;
 mod past;
 mod shipping;
 mod stores;
+mod sweep;
