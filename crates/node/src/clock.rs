@@ -10,6 +10,12 @@ pub fn now_us() -> i64 {
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// Time since this machine started, sleep included: what a process that was stopped finds to have passed.
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
 /// A time as RFC 3339 text in UTC, for lists that people read.
 pub fn rfc3339(time_us: i64) -> String {
     chrono::DateTime::from_timestamp_micros(time_us)

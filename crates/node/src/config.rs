@@ -13,6 +13,7 @@ use figment::providers::{Format, Toml};
 
 pub use settings::{Flag, SETTINGS, Setting, document};
 
+use crate::cluster::ClusterConfig;
 use crate::names::MartId;
 use crate::stores::{BucketName, BucketTemplates, S3Config, StoreConfig};
 
@@ -20,6 +21,8 @@ use crate::stores::{BucketName, BucketTemplates, S3Config, StoreConfig};
 const FILE: &str = "tarn.toml";
 /// With less DuckDB can't open a mart and answer anything but the smallest query.
 const LEAST_ENGINE_BYTES: u64 = 128 << 20;
+/// Heartbeats come five times as often, and each is a write to the store.
+const LEAST_TAKEOVER: Duration = Duration::from_secs(1);
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -65,6 +68,8 @@ pub struct Config {
     pub past_engines: usize,
     /// How long one stays when nobody uses it.
     pub past_idle: Duration,
+    /// This node among others.
+    pub cluster: ClusterConfig,
     /// Deadline of a query that names none.
     pub query_timeout: Duration,
     /// How long an answer waits for durability.
@@ -171,6 +176,7 @@ impl Config {
             },
             past_engines: layers.parse("past_engines")?,
             past_idle: layers.spell("past_idle_seconds", Duration::from_secs(1))?,
+            cluster: cluster(layers)?,
             query_timeout: Duration::from_millis(layers.parse("query_timeout_ms")?),
             durable_wait: Duration::from_millis(layers.parse("durable_wait_ms")?),
             publish: if publish == "none" {
@@ -217,6 +223,33 @@ fn store(layers: &Layers) -> Result<StoreConfig, ConfigError> {
         sts_endpoint: layers.optional("s3_sts_endpoint"),
         path_style,
     }))
+}
+
+fn cluster(layers: &Layers) -> Result<ClusterConfig, ConfigError> {
+    let text = layers.text("takeover_after");
+    let takeover_after = match text.trim() {
+        "never" => None,
+        text => {
+            let time = parse_duration(text)
+                .ok_or_else(|| ConfigError::of("takeover_after", "wants a time as `25s` or `2500ms`, or `never`"))?;
+            Some(time)
+        }
+    };
+    if takeover_after.is_some_and(|time| time < LEAST_TAKEOVER) {
+        return Err(ConfigError::of("takeover_after", "wants at least 1s"));
+    }
+    let advertise = layers.optional("advertise");
+    if advertise.as_ref().is_some_and(|text| !is_host_and_port(text)) {
+        return Err(ConfigError::of("advertise", "wants HOST:PORT"));
+    }
+    Ok(ClusterConfig { takeover_after, advertise })
+}
+
+/// With a host, a port other than 0, and nothing else.
+fn is_host_and_port(text: &str) -> bool {
+    text.parse::<http::uri::Authority>().is_ok_and(|place| {
+        place.port_u16().is_some_and(|port| port > 0) && !place.host().is_empty() && !text.contains('@')
+    })
 }
 
 fn engine(layers: &Layers) -> Result<EngineLimits, ConfigError> {
@@ -347,6 +380,14 @@ fn parse_bytes(text: &str) -> Option<u64> {
     number.trim().parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
+/// `25s`, `2500ms`.
+fn parse_duration(text: &str) -> Option<Duration> {
+    if let Some(number) = text.strip_suffix("ms") {
+        return number.trim().parse().ok().map(Duration::from_millis);
+    }
+    text.strip_suffix('s')?.trim().parse().ok().map(Duration::from_secs)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,6 +439,21 @@ mod tests {
         assert!(problem(&[("engine_memory", "5")], "").contains("at least 128MB"));
         assert!(problem(&[("control", "sm-a-raw")], "").contains("tenant"));
         assert_eq!(problem(&[("listen", "0.0.0.0:1"), ("insecure", "true")], ""), "");
+        assert!(problem(&[("takeover_after", "25")], "").contains("TARN_TAKEOVER_AFTER"));
+        assert!(problem(&[("takeover_after", "900ms")], "").contains("at least 1s"));
+        for bad in ["here", "here:0", "http://here:1", "a@here:1"] {
+            assert!(problem(&[("advertise", bad)], "").contains("HOST:PORT"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_node_may_be_one_of_many_or_the_only_one() {
+        let cluster = |flags: &[(&'static str, &str)]| resolve(flags, &[], "").expect("legal settings").cluster;
+        assert_eq!(cluster(&[]).takeover_after, Some(Duration::from_secs(25)));
+        assert_eq!(cluster(&[("takeover_after", "1500ms")]).takeover_after, Some(Duration::from_millis(1500)));
+        assert_eq!(cluster(&[("takeover_after", "never")]).takeover_after, None);
+        let given = [("advertise", "node-2:8642")];
+        assert_eq!(cluster(&given).advertise.as_deref(), Some("node-2:8642"));
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl App {
         let replica = ground.replica(id, entry.incarnation)?;
         // Refused names must not leave a log behind.
         self.may_create(id, with_tenant)?;
-        replica.create(&ground.node).await.map_err(|error| {
+        replica.create(&ground.cluster.name().to_string()).await.map_err(|error| {
             tracing::warn!(mart = %id, %error, "a new mart's log can't be started");
             ApiError::new(Code::Unavailable, "the tenant's bucket can't be written").hint("`tarn doctor` checks it")
         })?;

@@ -2,11 +2,12 @@
 //! storage, and speaks S3 to the engines. It never decodes a result and never opens a mart's files with DuckDB.
 //!
 //! Dependencies point one way: `cli`, `http` → `auth`, `control`, `router` → `marts` → `replicator` → `watcher` → `supervisor` →
-//! `engine_client`; `stores` and `gateway` stand beside them.
+//! `engine_client`; `stores`, `cluster` and `gateway` stand beside them.
 
 pub mod auth;
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod engine_client;

@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::clock;
+use crate::cluster::{Cluster, Elsewhere};
 use crate::config::{Checkpoints, EngineLimits};
 use crate::error::{ApiError, Code};
 use crate::gateway::Gateway;
@@ -30,13 +32,18 @@ use crate::watcher::{Landed, Live, Phase, Progress, Watcher};
 
 /// A write waits so long for a checkpoint to begin.
 const HOLD_WAIT: Duration = Duration::from_secs(20);
+/// An answer waits so long for its mart to win a slot, after its node could not prove that it lives or has just opened the mart.
+const CLAIM_WAIT: Duration = Duration::from_secs(10);
+
+/// That another node serves a mart is known for so long.
+const ELSEWHERE_KNOWN: Duration = Duration::from_secs(1);
 
 /// What every open mart needs of its node.
 pub struct Ground {
     /// Where marts' directories lie.
     pub state_dir: std::path::PathBuf,
-    /// Name of this node in logs of marts.
-    pub node: String,
+    /// This node among others.
+    pub cluster: Arc<Cluster>,
     /// The object store.
     pub stores: Arc<BucketStores>,
     /// Engines' way to `s3://`.
@@ -92,6 +99,7 @@ pub struct Marts {
 pub struct OpenMart {
     id: MartId,
     incarnation: Uuid,
+    cluster: Arc<Cluster>,
     watcher: Watcher,
     hold: watch::Receiver<bool>,
     orders: mpsc::Sender<Order>,
@@ -129,6 +137,7 @@ impl Marts {
         let mart = Arc::new(OpenMart {
             id: id.clone(),
             incarnation,
+            cluster: self.ground.cluster.clone(),
             watcher: Watcher::new(phases, progresses),
             hold: held,
             orders,
@@ -250,9 +259,49 @@ impl OpenMart {
         self.ended.cancelled().await;
     }
 
-    /// A mart that closed for a passing reason is opened anew by the next request. One that was fenced stays closed: taking it back
-    /// from a node that serves it would only move the quarrel there.
-    fn can_be_opened_anew(&self) -> bool {
-        self.watcher.closed().is_some_and(|error| error.code != Code::Fenced)
+    /// Which node serves it instead of this one, if one does.
+    pub fn elsewhere(&self) -> Option<Elsewhere> {
+        self.watcher.elsewhere().map(|(place, _)| place)
     }
+
+    /// Refuses at once what could not be answered later: an answer from this node's disk while it can't prove that it lives.
+    pub fn may_answer(&self) -> Result<(), ApiError> {
+        match self.cluster.proof().streak(clock::since_boot()) {
+            Some(_) => Ok(()),
+            None => Err(unproved()),
+        }
+    }
+
+    /// Whether what was read from, or committed to, the mart's files on this node may be told now: nobody can have taken the mart over
+    /// before this was asked. Waits for a slot to be won if that has not been shown yet.
+    pub async fn still_ours(&self) -> Result<(), ApiError> {
+        let deadline = tokio::time::Instant::now() + CLAIM_WAIT;
+        loop {
+            let streak = self.cluster.proof().streak(clock::since_boot()).ok_or_else(unproved)?;
+            match tokio::time::timeout_at(deadline, self.watcher.claimed(streak)).await {
+                // Asked once more: the wait may have outlasted the streak.
+                Ok(Ok(false)) => {}
+                Ok(Ok(true)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(unproved()),
+            }
+        }
+    }
+
+    /// A mart that closed is opened anew by the next request, which asks again whose it is. Who serves it instead is not asked for
+    /// every request.
+    fn can_be_opened_anew(&self) -> bool {
+        match self.watcher.elsewhere() {
+            Some((_, since)) => since.elapsed() > ELSEWHERE_KNOWN,
+            None => self.watcher.closed().is_some(),
+        }
+    }
+}
+
+fn unproved() -> ApiError {
+    ApiError::new(
+        Code::Unavailable,
+        "this node can't prove that it still serves this mart: it has no contact with the object store",
+    )
+    .hint("try again, or send the request to another node; `object` writes are taken all the same")
 }

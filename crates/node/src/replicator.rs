@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use feed::{Feed, FeedError};
 
 use crate::clock::Backoff;
+use crate::cluster::Proof;
 use crate::config::Checkpoints;
 use crate::engine_client::{CallError, EngineClient};
 use crate::error::{ApiError, Code, Outcome};
@@ -96,6 +97,8 @@ pub struct Replicator<'a> {
     pub stop: &'a CancellationToken,
     /// When the log is folded.
     pub checkpoints: Checkpoints,
+    /// The node's; each of its streaks wants a slot of this mart.
+    pub proof: &'a Proof,
 }
 
 /// What is waiting to be shipped and what is planned.
@@ -196,6 +199,7 @@ impl Replicator<'_> {
     /// One thing at a time: a base that is due, commits, a checkpoint, or waiting for either. May be dropped at any await: what was
     /// taken from the feed is in the plan, and the shipper keeps a record whose outcome is unknown.
     async fn step(&mut self, plan: &mut Plan) -> Result<Option<End>, Error> {
+        self.claim().await?;
         self.ship(plan).await?;
         if self.checkpoint_wanted(plan) {
             return self.checkpoint(plan).await.map(|()| None);
@@ -204,6 +208,7 @@ impl Replicator<'_> {
             true => plan.idle_at.max(plan.not_before),
             false => Instant::now() + Duration::from_secs(3600),
         };
+        let (proof, streak) = (self.proof, self.progress.borrow().streak);
         tokio::select! {
             biased;
             Some(order) = self.orders.recv() => return self.obey(plan, order).await,
@@ -216,8 +221,20 @@ impl Replicator<'_> {
             }
             () = tokio::time::sleep_until(wake) => {}
             error = taken_over(self.used, self.shipper) => return Err(error),
+            () = proof.streak_after(streak) => {}
         }
         Ok(None)
+    }
+
+    /// Wins a slot in the node's present streak, so that nobody who found the node dead before can depose this writer any more.
+    async fn claim(&mut self) -> Result<(), Error> {
+        // Before the slot: one that was won before the streak began would prove nothing.
+        let streak = self.proof.newest_streak();
+        if self.progress.borrow().streak < streak {
+            self.shipper.claim().await?;
+            self.progress.send_modify(|progress| progress.streak = streak);
+        }
+        Ok(())
     }
 
     /// Carries out an order, or prepares the ground for whoever does.
@@ -357,7 +374,8 @@ impl Replicator<'_> {
                 .or(progress.newest);
             // Before its first base an epoch has nothing durable of its own.
             let durable = Some(durable).filter(|_| !self.shipper.needs_base());
-            *progress = Progress { epoch, durable, newest, closed: false, before: progress.before };
+            *progress =
+                Progress { epoch, durable, newest, closed: false, before: progress.before, streak: progress.streak };
         });
     }
 

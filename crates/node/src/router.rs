@@ -3,7 +3,8 @@
 //!
 //! It never looks into a result, and reads of an answer only the headers of `engine::wire` and the JSON of errors.
 //!
-//! **Invariant:** no byte of an answer that reports a commit leaves under `durability=object` before that commit is in the object store.
+//! **Invariants:** no byte of an answer from this node's disk (a read, a `local` commit, an error about rows) leaves unless the node could
+//! prove, after the engine had answered, that nobody else has the mart; no byte of an answer that reports a commit leaves under `durability=object` before that commit is in the object store.
 
 mod held;
 
@@ -178,7 +179,10 @@ fn pass_on(head: &http::response::Parts) -> Response {
 }
 
 /// Runs a query on its mart's engine. `wait` bounds how long the answer is held for durability.
-pub async fn query(mart: &OpenMart, live: Arc<Live>, ask: &Ask, wait: Duration) -> Result<Response, ApiError> {
+pub async fn query(mart: &Arc<OpenMart>, live: Arc<Live>, ask: &Ask, wait: Duration) -> Result<Response, ApiError> {
+    if ask.reads_only || ask.durability == Durability::Local {
+        mart.may_answer()?;
+    }
     let started = Instant::now();
     let response = send(&live, ask, started).await?;
     let (head, body) = response.into_parts();
@@ -187,18 +191,26 @@ pub async fn query(mart: &OpenMart, live: Arc<Live>, ask: &Ask, wait: Duration) 
         (Some(position), Durability::Object) => mart.landed(position, wait).await,
         _ => mart.landed_now(moment.position),
     };
+    if let (Some(position), Durability::Object, true) = (moment.commit, ask.durability, head.status.is_success()) {
+        match landed {
+            Landed::Durable => {}
+            Landed::Late => {
+                return Err(mart
+                    .may_answer()
+                    .map_or_else(|error| moment.not_ours(error, ask), |()| not_yet_durable(position)));
+            }
+            Landed::Lost => return Err(lost_track(position)),
+        }
+    }
+    // A commit that is in the object store is the mart's own, whoever writes it by now.
+    if !(moment.commit.is_some() && landed == Landed::Durable) {
+        mart.still_ours().await.map_err(|error| moment.not_ours(error, ask))?;
+    }
     if !head.status.is_success() {
         let Ok(bytes) = Limited::new(body, MAX_ERROR_BYTES).collect().await.map(|whole| whole.to_bytes()) else {
             return Err(ask.lost(&live, started).await);
         };
         return refusal(&bytes, ask, moment, landed);
-    }
-    if let (Some(position), Durability::Object) = (moment.commit, ask.durability) {
-        match landed {
-            Landed::Durable => {}
-            Landed::Late => return Err(not_yet_durable(position)),
-            Landed::Lost => return Err(lost_track(position)),
-        }
     }
     let mut answer = pass_on(&head);
     moment.describe(answer.headers_mut(), landed);
@@ -211,7 +223,7 @@ pub async fn query(mart: &OpenMart, live: Arc<Live>, ask: &Ask, wait: Duration) 
         answer.headers_mut().remove(&name);
         answer.headers_mut().append(TRAILER, HeaderValue::from_str(name.as_str()).expect("a header's name is ASCII"));
     }
-    *answer.body_mut() = held::hold(body, mart.watcher(), live, ask.durability, wait);
+    *answer.body_mut() = held::hold(body, mart.clone(), live, ask.durability, wait);
     Ok(answer)
 }
 
@@ -229,6 +241,14 @@ impl Moment {
         let at = |name: &str| position(headers.get(name)?, epoch);
         let commit = at(header::COMMIT);
         Self { commit, position: commit.or_else(|| at(header::AT)) }
+    }
+
+    /// The answer is kept back since another node may have the mart. A commit that it would have told of may be there or not.
+    fn not_ours(&self, error: ApiError, ask: &Ask) -> ApiError {
+        match self.commit {
+            Some(position) => error.outcome(Outcome::Unknown).position(position),
+            None => error.outcome(ask.outcome_of_silence()),
+        }
     }
 
     fn describe(&self, headers: &mut HeaderMap, landed: Landed) {
@@ -277,4 +297,4 @@ fn text(value: &impl ToString) -> HeaderValue {
 }
 
 /// Kept alive by a body that streams: the engine must not be dropped before its answer ends.
-pub type Held = std::sync::Arc<Live>;
+pub type Held = Arc<Live>;

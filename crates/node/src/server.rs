@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Admin;
+use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::control::Control;
 use crate::followers::Followers;
@@ -96,10 +97,13 @@ impl Server {
             None => Admin::keep_in(&state_dir).map_err(system("can't keep the admin token in the state directory"))?,
         };
         let stores = Arc::new(BucketStores::new(config.store.clone(), config.buckets.clone())?);
-        let control = Control::open(stores.bucket(&config.control)?).await?;
+        let bucket = stores.bucket(&config.control)?;
+        let control = Control::open(bucket.clone()).await?;
+        let cluster = Cluster::new(&state_dir, config.cluster.clone(), bucket)
+            .map_err(system("can't keep the node's id in the state directory"))?;
         let ground = Ground {
             state_dir: state_dir.clone(),
-            node: node_name(),
+            cluster: Arc::new(cluster),
             stores: stores.clone(),
             gateway: Gateway::start(stores).await.map_err(system("can't start the S3 gateway"))?,
             sockets: SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?,
@@ -125,6 +129,9 @@ impl Server {
             ready: AtomicBool::new(true),
         });
         write_address(&state_dir, address).map_err(system("can't write the address into the state directory"))?;
+        if let Err(error) = app.marts.ground().cluster.beat().await {
+            tracing::warn!(%error, "the first heartbeat did not get through; trying again");
+        }
         Ok(Self { app, listener, address, background: CancellationToken::new(), admin_token, _state_lock: state_lock })
     }
 
@@ -138,7 +145,7 @@ impl Server {
         self.admin_token.as_deref()
     }
 
-    /// Serves until `stop`, then ends in order: no new requests, answers under way, engines, last commits.
+    /// Serves until `stop`, then ends in order: no new requests, answers under way, engines, last commits, heartbeats.
     pub async fn run(self, stop: CancellationToken) {
         let Self { app, listener, background, .. } = self;
         let polling = tokio::spawn({
@@ -150,6 +157,11 @@ impl Server {
             async move { app.followers.tend(cancel).await }
         });
         let keeping = tokio::spawn(upkeep::run(app.clone(), background.clone()));
+        let last_beat = CancellationToken::new();
+        let beating = tokio::spawn({
+            let (cluster, cancel) = (app.marts.ground().cluster.clone(), last_beat.clone());
+            async move { cluster.run(cancel).await }
+        });
         let publishing =
             app.config.publish.clone().map(|id| tokio::spawn(publish_dev(app.clone(), id, background.clone())));
         accept(listener, app.clone(), stop).await;
@@ -157,10 +169,12 @@ impl Server {
         background.cancel();
         app.marts.shutdown().await;
         app.marts.ground().gateway.shutdown().await;
-        for task in [Some(polling), Some(tending), Some(keeping), publishing].into_iter().flatten() {
+        last_beat.cancel();
+        for task in [Some(polling), Some(tending), Some(keeping), publishing, Some(beating)].into_iter().flatten() {
             // A task that panicked has said so already.
             let _ = task.await;
         }
+        app.marts.ground().cluster.leave().await;
     }
 }
 
@@ -239,10 +253,4 @@ fn write_address(state_dir: &Path, address: SocketAddr) -> io::Result<()> {
     let new = state_dir.join(".address");
     std::fs::write(&new, format!("{address}\n"))?;
     std::fs::rename(new, state_dir.join(ADDRESS_FILE))
-}
-
-/// For people who read logs of marts; decides nothing.
-fn node_name() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{}/{}", host.trim(), std::process::id())
 }

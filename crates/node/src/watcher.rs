@@ -8,6 +8,7 @@ use replica::Position;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::cluster::Elsewhere;
 use crate::error::{ApiError, Code};
 use crate::supervisor::Engine;
 
@@ -32,6 +33,8 @@ pub enum Phase {
     Down(Instant),
     /// It is not open any more, and why.
     Closed(ApiError),
+    /// It was not opened: another node serves it, as was seen then.
+    Elsewhere(Elsewhere, Instant),
 }
 
 /// How far a mart's replica has come.
@@ -45,6 +48,8 @@ pub struct Progress {
     pub durable: Option<Position>,
     /// The newest commit that the engine reported.
     pub newest: Option<Position>,
+    /// The newest streak of the node's proof of life in which the mart has won a slot.
+    pub streak: u64,
     /// Nobody ships any more.
     pub closed: bool,
 }
@@ -71,6 +76,8 @@ pub struct Watcher {
 
 /// A request waits so long for a mart that is being opened; a restore may take longer.
 const OPEN_WAIT: Duration = Duration::from_secs(60);
+/// A mart that closes says why within this time.
+const REASON_WAIT: Duration = Duration::from_secs(1);
 /// A restart further away than this is not waited for.
 const RESTART_WAIT: Duration = Duration::from_secs(2);
 
@@ -91,7 +98,7 @@ impl Watcher {
             OPEN_WAIT,
             phase.wait_for(|phase| match phase {
                 Phase::Opening => false,
-                Phase::Ready(_) | Phase::Closed(_) => true,
+                Phase::Ready(_) | Phase::Closed(_) | Phase::Elsewhere(..) => true,
                 Phase::Down(until) => until.duration_since(Instant::now()) > RESTART_WAIT,
             }),
         );
@@ -99,6 +106,7 @@ impl Watcher {
             Ok(Ok(phase)) => match &*phase {
                 Phase::Ready(live) => Ok(live.clone()),
                 Phase::Closed(error) => Err(error.clone()),
+                Phase::Elsewhere(place, _) => Err(place.refusal()),
                 Phase::Opening | Phase::Down(_) => {
                     Err(ApiError::new(Code::Unavailable, "the mart's engine keeps ending")
                         .hint("it is started again after a pause; the server's log says why it ends"))
@@ -133,10 +141,36 @@ impl Watcher {
         position.map_or(Landed::Durable, |position| judge(&self.progress.borrow(), position))
     }
 
+    /// Whether the mart has won a slot in that streak of the node's proof of life: true at once if it has, false after waiting until it
+    /// has. Fails when the mart closes.
+    pub async fn claimed(&self, streak: u64) -> Result<bool, ApiError> {
+        let mut progress = self.progress.clone();
+        if progress.borrow().streak >= streak && !progress.borrow().closed {
+            return Ok(true);
+        }
+        let settled = progress.wait_for(|progress| progress.streak >= streak || progress.closed).await;
+        if settled.is_ok_and(|progress| !progress.closed) {
+            return Ok(false);
+        }
+        let mut phase = self.phase.clone();
+        // Why it closed is said right after.
+        let _ = tokio::time::timeout(REASON_WAIT, phase.wait_for(|phase| matches!(phase, Phase::Closed(_)))).await;
+        Err(self.closed().unwrap_or_else(|| ApiError::new(Code::Unavailable, "the mart is closing").hint("try again")))
+    }
+
     /// Why the mart is not open any more, if it is not.
     pub fn closed(&self) -> Option<ApiError> {
         match &*self.phase.borrow() {
             Phase::Closed(error) => Some(error.clone()),
+            Phase::Elsewhere(place, _) => Some(place.refusal()),
+            _ => None,
+        }
+    }
+
+    /// Which node serves the mart instead, and when that was seen.
+    pub fn elsewhere(&self) -> Option<(Elsewhere, Instant)> {
+        match &*self.phase.borrow() {
+            Phase::Elsewhere(place, since) => Some((place.clone(), *since)),
             _ => None,
         }
     }

@@ -82,7 +82,7 @@ pub fn moments(header: &Header) -> Vec<Moment> {
             })
             .collect()
         }
-        Kind::Names {} | Kind::Drop {} => Vec::new(),
+        Kind::Names {} | Kind::Claim {} | Kind::Drop {} => Vec::new(),
     }
 }
 

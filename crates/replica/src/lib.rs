@@ -27,6 +27,7 @@ pub mod ship;
 pub mod store;
 pub mod view;
 pub mod wal;
+pub mod writer;
 
 pub use error::{Error, Result};
 pub use log::Stores;
@@ -34,6 +35,7 @@ pub use open::{How, MartReplica, Opened};
 pub use position::{CommitPoint, Position};
 pub use ship::{Adopt, Shipper};
 pub use store::FileStore;
+pub use writer::Writer;
 
 /// Name of the database in a mart's directory; its WAL is this with `.wal` appended.
 pub const DB_FILE: &str = "mart.db";

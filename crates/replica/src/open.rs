@@ -122,6 +122,11 @@ impl MartReplica {
     ///
     /// Errors: `NotFound` (no log), `Dropped`, `Corrupt` (nothing was changed locally), `Unavailable`, `Io`.
     pub async fn open_writer(&self, root: &Path, node: &str) -> Result<Opened> {
+        self.open_writer_behind(None, root, node).await
+    }
+
+    /// The same, but fences only right behind the slot `seen`: `Unavailable` if the log went on since, and the old writer with it.
+    pub async fn open_writer_behind(&self, seen: Option<u64>, root: &Path, node: &str) -> Result<Opened> {
         fs::create_dir_all(root).map_err(Error::io("creating the mart's directory"))?;
         let mut record = self.head().await?;
         let mut names = self.log.names(&record.header).await?;
@@ -133,6 +138,9 @@ impl MartReplica {
         for _ in 0..FENCE_ATTEMPTS {
             if matches!(record.header.kind, Kind::Drop {}) {
                 return Err(Error::Dropped);
+            }
+            if seen.is_some_and(|seen| seen != record.header.slot) {
+                return Err(Error::Unavailable { what: "the log's writer went on".into(), source: None });
             }
             let started = Instant::now();
             // Read and check everything that is small before the old writer is deposed.

@@ -140,7 +140,7 @@ impl Plan {
                 iteration: *iteration,
                 parts: Vec::new(),
             }),
-            Kind::Names {} => {}
+            Kind::Names {} | Kind::Claim {} => {}
             Kind::Drop {} => return Err(Error::Dropped),
         }
         self.last = Some((header.slot, record.hash));

@@ -163,6 +163,8 @@ pub enum Kind {
     },
     /// All that is named or held in this mart's history, as of now. Payload: JSON, zstd (see `names`).
     Names {},
+    /// The epoch's writer still writes. Changes nothing; whoever thought it dead loses the slot.
+    Claim {},
     /// The mart is no more. Nothing follows.
     Drop {},
 }

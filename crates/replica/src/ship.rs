@@ -38,6 +38,7 @@ use crate::{DB_FILE, WAL_FILE};
 mod back;
 mod base;
 mod blocks;
+mod claim;
 mod commits;
 mod sweep;
 
@@ -168,9 +169,13 @@ struct Pending {
 /// What becomes true when a pending record is won.
 #[derive(Debug)]
 enum Effect {
-    Commits { extra: Extra, shipped: Box<Shipped> },
+    Commits {
+        extra: Extra,
+        shipped: Box<Shipped>,
+    },
     Base(Box<BaseState>),
-    Fence,
+    /// Nothing but the head moves.
+    Head,
     Names(Box<Names>),
 }
 
@@ -318,7 +323,7 @@ impl Shipper {
         self.append(
             Draft { epoch, base_slot: self.head.base_slot, tip, kind, time_us: now_us(), detour: None },
             &[],
-            Effect::Fence,
+            Effect::Head,
         )
         .await?;
         let local = Local { incarnation: self.log.incarnation, epoch, image: Uuid::new_v4(), intent: None };
@@ -357,7 +362,7 @@ impl Shipper {
                 (self.needs_base, self.base_anew) = (false, false);
             }
             Effect::Names(names) => self.names = *names,
-            Effect::Fence => {}
+            Effect::Head => {}
         }
         if matches!(header.kind, Kind::Base { .. }) || slot % HINT_EVERY == 0 {
             self.log.write_hint(&header).await;

@@ -12,6 +12,8 @@ use uuid::Uuid;
 
 use super::client::block_on;
 use super::flags::Settings;
+use crate::clock;
+use crate::cluster;
 use crate::config::Config;
 use crate::control::Control;
 use crate::names::Tenant;
@@ -166,6 +168,7 @@ async fn check_store(config: &Config, report: &mut Report) {
     };
     note(report, "store", Verdict::Ok, place, "");
     let Some(bucket) = check_bucket(&stores, &config.control, "control bucket", report).await else { return };
+    check_nodes(config, &bucket, report).await;
     let control = match Control::open(bucket).await {
         Ok(control) => control,
         Err(error) => {
@@ -191,6 +194,53 @@ async fn check_store(config: &Config, report: &mut Report) {
     let tenants = if state.tenants.is_empty() { vec![&fallback] } else { state.tenants.keys().collect() };
     for tenant in tenants {
         check_bucket(&stores, &stores.names_of(tenant).analytics, &format!("bucket of tenant {tenant}"), report).await;
+    }
+}
+
+/// Nodes that left a sign of life. A node that stopped in order has none.
+async fn check_nodes(config: &Config, bucket: &Bucket, report: &mut Report) {
+    let found = match cluster::heartbeats(bucket).await {
+        Ok(found) => found,
+        Err(error) => {
+            return note(
+                report,
+                "nodes",
+                Verdict::Fail,
+                error.to_string(),
+                "the credentials must be allowed to list and read",
+            );
+        }
+    };
+    if found.is_empty() {
+        note(report, "nodes", Verdict::Ok, "none gives signs of life", "");
+    }
+    for (id, time_us, heartbeat) in found {
+        // Two clocks, and for people only: the store's and this machine's.
+        let age_s = clock::now_us().saturating_sub(time_us).max(0) / 1_000_000;
+        let Some(heartbeat) = heartbeat else {
+            note(
+                report,
+                format!("node {id}"),
+                Verdict::Warn,
+                format!("its heartbeat, {age_s} s old, can't be read"),
+                "is it of a newer version?",
+            );
+            continue;
+        };
+        let place = heartbeat.advertise.map(|place| format!(", reached at {place}")).unwrap_or_default();
+        let text = format!("on `{}`{place}, last sign of life {age_s} s ago", heartbeat.host);
+        let dead = u64::try_from(age_s).is_ok_and(|age| age * 1000 > heartbeat.takeover_ms);
+        let (verdict, advice) = match (dead, config.cluster.takeover_after) {
+            (true, _) => (
+                Verdict::Warn,
+                "it was killed or has no contact with the store: its marts go over to the nodes that are asked for them",
+            ),
+            (false, None) => {
+                (Verdict::Warn, "with `takeover_after = never` here a node started on this store takes its marts away")
+            }
+            (false, Some(_)) => (Verdict::Ok, ""),
+        };
+        note(report, format!("node {id}"), verdict, text, advice);
     }
 }
 

@@ -168,6 +168,20 @@ pub const SETTINGS: &[Setting] = &[
         "How long, in milliseconds, an answer waits for its commit to be in the object store before it says `not_yet_durable`.",
     ),
     value(
+        "takeover_after",
+        &["TARN_TAKEOVER_AFTER"],
+        "25s",
+        "A node without a sign of life in the object store for so long is dead: other nodes take its marts over. A node that can't give one (the store is \
+         away) answers no reads and takes no `local` writes after three fifths of it. `never` is for an installation of one node: nobody waits, nobody \
+         stops answering, and a second node on the same store would take marts away from the first. Same value on all nodes.",
+    ),
+    value(
+        "advertise",
+        &["TARN_ADVERTISE"],
+        "",
+        "`HOST:PORT` at which other nodes reach this one, without TLS; they tell clients.",
+    ),
+    value(
         "checkpoint_wal",
         &["TARN_CHECKPOINT_WAL"],
         "64MB",

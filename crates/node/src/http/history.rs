@@ -241,7 +241,7 @@ pub(super) async fn branch(
     .await?;
     let held = names.branches.iter().find(|branch| branch.child == *replica.owner());
     let held = held.ok_or_else(|| ApiError::internal("a branch was noted", "it is not there"))?;
-    let node = app.marts.ground().node.clone();
+    let node = app.marts.ground().cluster.name().to_string();
     let position = past.replica().branch(&held.past, &replica, &node).await.map_err(|error| refused(&error))?;
     app.add_mart(&child, entry, false).await?;
     Ok(json(json!({"name": child.mart, "parent": id.mart, "from": held.past.position, "position": position})))

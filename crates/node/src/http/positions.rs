@@ -38,6 +38,9 @@ pub(super) async fn show(
     // The mart must be open for its progress to mean something.
     mart.live().await?;
     let landed = mart.landed(position, Duration::from_millis(wait.wait_ms).min(MAX_WAIT)).await;
+    if landed != Landed::Durable {
+        mart.still_ours().await?;
+    }
     if landed == Landed::Lost {
         return Err(ApiError::new(Code::NotFound, "the position does not belong to the mart's present history")
             .hint("the mart was restored or reopened since; look whether the change is there"));

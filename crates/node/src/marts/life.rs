@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::Ground;
 use super::swap;
 use crate::clock::Backoff;
+use crate::cluster::{Elsewhere, Look};
 use crate::error::{ApiError, Code};
 use crate::gateway;
 use crate::names::MartId;
@@ -70,6 +71,8 @@ enum Trouble {
     Swapped(Box<Next>),
     #[error("the files may not be the mart's any more")]
     Reopen,
+    #[error("another node serves it")]
+    Elsewhere(Elsewhere),
     #[error("the engine ended")]
     Engine,
     #[error("asked to close")]
@@ -94,9 +97,12 @@ impl std::fmt::Debug for Next {
 impl Life {
     pub(super) async fn run(mut self) {
         let trouble = self.serve().await;
-        let error = self.explain(&trouble);
+        let phase = match trouble {
+            Trouble::Elsewhere(place) => Phase::Elsewhere(place, Instant::now()),
+            trouble => Phase::Closed(self.explain(&trouble)),
+        };
         self.progress.send_modify(|progress| progress.closed = true);
-        self.phase.send_replace(Phase::Closed(error));
+        self.phase.send_replace(phase);
     }
 
     /// Opens the files and serves them until something final happens.
@@ -165,12 +171,49 @@ impl Life {
         }
     }
 
+    /// Waits until the log's writer is this node or is gone; `Elsewhere` if it lives. Returns the log's head as it was before the
+    /// last look at the writer, and whether it is this node.
+    async fn find_writer(&self, replica: &MartReplica) -> Result<(u64, bool), Trouble> {
+        loop {
+            let writer = replica.writer().await?;
+            match self.ground.cluster.look(&writer.node).await {
+                Look::Me => return Ok((writer.slot, true)),
+                Look::Gone => return Ok((writer.slot, false)),
+                Look::Lives(place) => return Err(Trouble::Elsewhere(*place)),
+                Look::Unknown(again) => {
+                    tracing::debug!(mart = %self.id, writer = writer.node, ?again, "is its node alive?");
+                    tokio::time::sleep(again).await;
+                }
+            }
+        }
+    }
+
+    /// Opens the files unless another node that lives has the mart.
+    async fn try_open(&self, dir: &std::path::Path) -> Result<Opened, Trouble> {
+        let replica: MartReplica = self.ground.replica(&self.id, self.incarnation)?;
+        let cluster = &self.ground.cluster;
+        let (head, is_mine) = self.find_writer(&replica).await?;
+        let streak = cluster.proof().newest_streak();
+        let mut opened = replica.open_writer_behind(Some(head), dir, &cluster.name().to_string()).await?;
+        match opened.how {
+            // The fence is the slot that was won.
+            How::Fresh | How::Restored { .. } => self.progress.send_modify(|progress| progress.streak = streak),
+            How::Reused if !is_mine => {
+                // Nobody else can have written these files, but the log calls their writer by a name that nobody answers to.
+                let end = opened.shipper.durable();
+                opened.shipper.rebase(&cluster.name().to_string()).await?;
+                self.begins_after(end);
+            }
+            How::Reused => {}
+        }
+        Ok(opened)
+    }
+
     /// Reuses the local files or restores them, for as long as the store is only away.
     async fn open_files(&self, dir: &std::path::Path) -> Result<Opened, Trouble> {
-        let replica: MartReplica = self.ground.replica(&self.id, self.incarnation)?;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
-            let attempt = self.stop.run_until_cancelled(replica.open_writer(dir, &self.ground.node)).await;
+            let attempt = self.stop.run_until_cancelled(self.try_open(dir)).await;
             let error = match attempt.ok_or(Trouble::Stopped)? {
                 Ok(opened) => {
                     match opened.how {
@@ -182,11 +225,11 @@ impl Life {
                     }
                     return Ok(opened);
                 }
-                Err(error) if error.is_transient() => error,
-                Err(error) => return Err(error.into()),
+                Err(Trouble::Replica(error)) if error.is_transient() => error,
+                Err(trouble) => return Err(trouble),
             };
             let wait = backoff.after_failure();
-            tracing::warn!(mart = %self.id, error = %chain(&error), ?wait, "the object store is away; the mart stays closed");
+            tracing::warn!(mart = %self.id, error = %chain(&error), ?wait, "the mart can't be opened yet");
             self.phase.send_replace(Phase::Down(Instant::now() + wait));
             self.stop.run_until_cancelled(tokio::time::sleep(wait)).await.ok_or(Trouble::Stopped)?;
         }
@@ -234,6 +277,7 @@ impl Life {
                     orders: &mut self.orders,
                     stop: &self.stop,
                     checkpoints: self.ground.checkpoints,
+                    proof: self.ground.cluster.proof(),
                 };
                 let replicating = replicator.run();
                 tokio::pin!(replicating);
@@ -245,8 +289,9 @@ impl Life {
                     }
                 }
             };
+            let name = self.ground.cluster.name().to_string();
             let End::Swap(order, mut quiet) = end else { break end };
-            let swapping = swap::swap(shipper, &live, order, &self.ground.node);
+            let swapping = swap::swap(shipper, &live, order, &name);
             match self.stop.run_until_cancelled(swapping).await {
                 Some(Ok((done, reply))) => {
                     // Nothing may be written to the files before any more.
@@ -313,7 +358,7 @@ impl Life {
             Err(Error::Diverged(why)) => {
                 tracing::warn!(mart = %self.id, why, "local files went another way than the log: a new epoch begins with them");
                 let end = shipper.durable();
-                shipper.rebase(&self.ground.node).await?;
+                shipper.rebase(&self.ground.cluster.name().to_string()).await?;
                 self.begins_after(end);
             }
             Err(error) => return Err(error.into()),
@@ -334,7 +379,7 @@ impl Life {
         match trouble {
             Trouble::Replica(Error::Fenced { .. }) => {
                 ApiError::new(Code::Fenced, "another node has taken over this mart")
-                    .hint("send the request there; restart this node to take the mart back")
+                    .hint("send the request again: it says which one")
             }
             Trouble::Replica(Error::Dropped) => {
                 ApiError::new(Code::NotFound, format!("mart `{}` was dropped", self.id.mart))

@@ -2,6 +2,7 @@
 //!
 //! The engine reports such a commit in a trailer; the end of the stream is held back until it is durable, and breaks if it is not.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -15,20 +16,21 @@ use http_body_util::{BodyStream, StreamBody};
 
 use super::{Durability, Held, Moment};
 use crate::engine_client::EngineBody;
-use crate::watcher::{Landed, Watcher};
+use crate::marts::OpenMart;
+use crate::watcher::Landed;
 
 type Piece = Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>;
 
 struct State {
-    watcher: Watcher,
+    mart: Arc<OpenMart>,
     live: Held,
     durability: Durability,
     wait: Duration,
 }
 
 /// The engine's body with its trailers held until their commit is durable.
-pub(super) fn hold(body: EngineBody, watcher: Watcher, live: Held, durability: Durability, wait: Duration) -> Body {
-    let state = State { watcher, live, durability, wait };
+pub(super) fn hold(body: EngineBody, mart: Arc<OpenMart>, live: Held, durability: Durability, wait: Duration) -> Body {
+    let state = State { mart, live, durability, wait };
     let frames = stream::unfold((BodyStream::new(body), state), |(mut body, mut state)| async move {
         let piece: Piece = match body.next().await? {
             Ok(frame) => match frame.into_trailers() {
@@ -45,11 +47,16 @@ pub(super) fn hold(body: EngineBody, watcher: Watcher, live: Held, durability: D
 async fn trailers_when_durable(mut trailers: HeaderMap, state: &mut State) -> Piece {
     let moment = Moment::of(&trailers, state.live.epoch);
     let landed = match (moment.commit, state.durability) {
-        (Some(position), Durability::Object) => match state.watcher.landed(position, state.wait).await {
+        (Some(position), Durability::Object) => match state.mart.landed(position, state.wait).await {
             Landed::Durable => Landed::Durable,
             Landed::Late | Landed::Lost => return Err("the read's own commit is not durable".into()),
         },
-        _ => state.watcher.landed_now(moment.position),
+        (commit, _) => {
+            if commit.is_some() {
+                state.mart.still_ours().await?;
+            }
+            state.mart.landed_now(moment.position)
+        }
     };
     for name in [header::COMMIT, header::AT, header::AT_MOVING] {
         trailers.remove(name);

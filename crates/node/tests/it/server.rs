@@ -103,6 +103,8 @@ impl TestServer {
             .env("TARN_ADMIN_TOKEN", TOKEN)
             .env("TARN_ENGINE_MEMORY", "512MB")
             .env("TARN_PUBLISH", "none")
+            // One node with a store of its own, unless a test says otherwise: nobody waits for a dead one.
+            .env("TARN_TAKEOVER_AFTER", "never")
             .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -184,6 +186,16 @@ impl TestServer {
     /// Process id of the node.
     pub fn node_pid(&self) -> u32 {
         self.node.as_ref().and_then(Child::id).expect("it runs")
+    }
+
+    /// Stops the node in the middle of what it does; its engines go on.
+    pub fn freeze_node(&self) {
+        signal(self.node_pid(), Signal::STOP).expect("the node runs");
+    }
+
+    /// Lets it go on.
+    pub fn thaw_node(&self) {
+        signal(self.node_pid(), Signal::CONT).expect("the node runs");
     }
 
     /// Stops a mart's engine in the middle of what it does; it goes on never.

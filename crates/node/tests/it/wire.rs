@@ -63,6 +63,12 @@ async fn carry(mut client: TcpStream, target: String, mut way: watch::Receiver<W
 pub async fn over_s3(settings: &[(&str, &str)]) -> (SeaweedFs, Wire, TestServer) {
     let buckets = ["tarn-control", "sm-default-analytics"].map(|name| name.parse().expect("a legal bucket name"));
     let weed = SeaweedFs::start(&buckets).await;
+    let (wire, server) = wired_to(&weed, settings).await;
+    (weed, wire, server)
+}
+
+/// A node at the end of a wire of its own to that server.
+pub async fn wired_to(weed: &SeaweedFs, settings: &[(&str, &str)]) -> (Wire, TestServer) {
     let wire = Wire::to(weed.endpoint.trim_start_matches("http://").to_owned()).await;
     let config = weed.config();
     let endpoint = format!("http://{}", wire.address);
@@ -75,5 +81,5 @@ pub async fn over_s3(settings: &[(&str, &str)]) -> (SeaweedFs, Wire, TestServer)
     ];
     let all: Vec<_> = store.iter().chain(settings).copied().collect();
     let server = TestServer::start_with(&all).await;
-    (weed, wire, server)
+    (wire, server)
 }

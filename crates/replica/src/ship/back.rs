@@ -76,7 +76,7 @@ impl Shipper {
             time_us: now_us(),
             detour: Some(Box::new(detour)),
         };
-        self.append(draft, &[], Effect::Fence).await?;
+        self.append(draft, &[], Effect::Head).await?;
         self.move_in(&prepared.dir, local).await?;
         self.base = base_state(prepared.loaded.manifest.clone(), &prepared.loaded.life);
         self.shipped = std::mem::take(&mut prepared.shipped);
@@ -97,7 +97,7 @@ impl Shipper {
         let local = Local { incarnation: self.log.incarnation, epoch, image: Uuid::new_v4(), intent: None };
         let draft =
             Draft { epoch, base_slot: self.head.base_slot, tip: Some(tip), kind, time_us: now_us(), detour: None };
-        self.append(draft, &[], Effect::Fence).await?;
+        self.append(draft, &[], Effect::Head).await?;
         self.move_in(from, local).await?;
         (self.needs_base, self.base_anew) = (true, true);
         // The packs stay known by content; which block is where does not.

@@ -183,3 +183,53 @@ async fn a_writer_that_only_looks_finds_out_that_it_was_fenced_or_dropped() {
     mart.replica.drop_mart().await.expect("drops");
     assert!(matches!(new.shipper.look().await, Err(Error::Dropped)));
 }
+
+#[tokio::test]
+async fn a_writer_that_claimed_a_slot_is_not_deposed_by_a_look_from_before() {
+    let (mart, mut old) = lived_until("small").await;
+    let elsewhere = mart.elsewhere();
+    let seen = elsewhere.replica.writer().await.expect("there");
+    assert_eq!((seen.node.as_str(), seen.epoch), ("here", old.shipper.epoch()));
+    old.shipper.claim().await.expect("nobody has the slot");
+    let late = elsewhere.replica.open_writer_behind(Some(seen.slot), elsewhere.root.path(), "there").await;
+    assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
+    advance(&mut old, &step("bulk")).await.expect("still the writer");
+
+    let seen = elsewhere.replica.writer().await.expect("there");
+    let new = elsewhere.replica.open_writer_behind(Some(seen.slot), elsewhere.root.path(), "there").await;
+    assert_eq!(new.expect("nothing came between").shipper.epoch(), seen.epoch + 1);
+    assert!(matches!(old.shipper.claim().await, Err(Error::Fenced { .. })));
+    let writer = mart.replica.writer().await.expect("there");
+    assert_eq!((writer.node.as_str(), writer.epoch), ("there", seen.epoch + 1));
+    assert_restores(&mart, &step("bulk")).await;
+}
+
+#[tokio::test]
+async fn a_claim_between_a_checkpoint_and_its_base_keeps_the_files() {
+    let (mart, mut opened) = lived_until("mixed").await;
+    opened.shipper.begin_checkpoint().await.expect("begins");
+    step("checkpoint").write(&opened.dir);
+    opened.shipper.claim().await.expect("nobody has the slot");
+    drop(opened);
+    let mut again = mart.open().await.expect("opens");
+    assert_eq!(again.how, How::Reused);
+    let checkpoint = step("checkpoint");
+    assert_eq!(again.shipper.adopt(checkpoint.point()).await.expect("adopts"), Adopt::NeedsBase);
+    again.shipper.claim().await.expect("nobody has the slot");
+    again.shipper.ship_base(checkpoint.iteration).await.expect("ships");
+    assert_restores(&mart, &checkpoint).await;
+}
+
+#[tokio::test]
+async fn the_writer_is_found_from_the_head() {
+    let mart = crate::life::Mart::create().await;
+    assert_eq!(mart.replica.writer().await.expect("there").slot, 1);
+    let mut opened = mart.open().await.expect("opens");
+    for _ in 0..20 {
+        opened.shipper.claim().await.expect("nobody has the slot");
+        let writer = mart.replica.writer().await.expect("there");
+        assert_eq!((writer.node.as_str(), writer.epoch), ("here", opened.shipper.epoch()));
+    }
+    mart.replica.drop_mart().await.expect("drops");
+    assert!(matches!(mart.replica.writer().await, Err(Error::Dropped)));
+}
