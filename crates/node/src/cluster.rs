@@ -199,12 +199,12 @@ impl Cluster {
 
     /// Whether the node of that name, which a fence carries, lives. The head of the log must have been read before.
     pub async fn look(&self, name: &str) -> Look {
-        let Some(own_takeover) = self.config.takeover_after else { return Look::Gone };
         // Fences of before nodes had ids have no heartbeat either.
         let Some(owner) = NodeName::parse(name) else { return Look::Gone };
         if owner.id() == self.name.id() {
             return Look::Me;
         }
+        let Some(own_takeover) = self.config.takeover_after else { return Look::Gone };
         let again = own_takeover / BEATS;
         let asked = Instant::now();
         let bytes = match within(again, self.read(owner.id())).await {
@@ -327,6 +327,7 @@ mod tests {
         let (alone, other) = (node(&bucket, None), node(&bucket, Some(TAKEOVER)));
         other.beat().await.expect("memory does not fail");
         assert!(matches!(alone.look(&other.name().to_string()).await, Look::Gone));
+        assert!(matches!(alone.look(&alone.name().to_string()).await, Look::Me));
         alone.beat().await.expect("it does nothing");
         assert_eq!(heartbeats(&bucket).await.expect("memory does not fail").len(), 1, "only the other's");
         assert_eq!(alone.proof().streak(clock::since_boot()), Some(0));

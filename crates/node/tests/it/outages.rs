@@ -44,7 +44,8 @@ async fn numbers(server: &TestServer) -> serde_json::Value {
 
 /// The commit arrives, and everything is there on another machine.
 async fn arrives(server: &mut TestServer, at: &str, expected: serde_json::Value) {
-    assert_eq!(position(server, at, 60_000).await.body["durable"], json!(true), "{}", server.log());
+    let arrived = position(server, at, 60_000).await;
+    assert_eq!(arrived.body["durable"], json!(true), "{arrived:?}\n{}", server.log());
     let last = server.query("INSERT INTO t VALUES (1000, 'last')").await;
     assert_eq!(last.durable.as_deref(), Some("object"), "{last:?}\n{}", server.log());
     server.kill_node().await;
