@@ -19,6 +19,7 @@ use crate::{
     exec::Engine,
     failure::Failure,
     queries::Reason,
+    view,
     wire::{CheckpointAnswer, CheckpointRequest, Code},
     writers::{ClosedGate, NotClosed},
 };
@@ -35,6 +36,9 @@ enum Tried {
 
 /// Runs a checkpoint on this thread.
 pub fn checkpoint(engine: &Engine, request: CheckpointRequest) -> Result<CheckpointAnswer, Failure> {
+    if engine.view.is_some() {
+        return Err(view::nobody_writes());
+    }
     let started = Instant::now();
     let connection = engine.mart.connect().map_err(|error| engine.redactor.failure(&error, None))?;
     if let Tried::Done(answer) =

@@ -27,7 +27,7 @@ use crate::{
     duck::DuckError,
     files::{DbFile, wal_path},
     wal::WalTail,
-    wire::CommitPoint,
+    wire::{CommitPoint, Point},
 };
 
 /// Followers of the feed may be this many commits behind before they are cut off.
@@ -35,7 +35,8 @@ const FEED_LENGTH: usize = 65_536;
 
 /// All commits of the mart, in order.
 pub struct Commits {
-    state: Mutex<State>,
+    /// Nothing at a past moment.
+    state: Mutex<Option<State>>,
     /// Only short holds, so that reads never wait for a commit's fsync.
     latest: Mutex<CommitPoint>,
     in_flight: AtomicBool,
@@ -64,13 +65,18 @@ impl Commits {
         let iteration = file.iteration()?;
         let mut wal = WalTail::new(wal_path(db));
         wal.advance()?;
-        let latest = CommitPoint { iteration, wal_end: wal.end(), time_us: now_us() };
-        Ok(Self {
-            state: Mutex::new(State { wal, file, iteration }),
-            latest: Mutex::new(latest),
+        let latest = Point { iteration, wal_bytes: wal.end() };
+        Ok(Self { state: Mutex::new(Some(State { wal, file, iteration })), ..Self::fixed(latest) })
+    }
+
+    /// At a past moment: no commit ever follows.
+    pub fn fixed(point: Point) -> Self {
+        Self {
+            state: Mutex::new(None),
+            latest: Mutex::new(CommitPoint { iteration: point.iteration, wal_end: point.wal_bytes, time_us: now_us() }),
             in_flight: AtomicBool::new(false),
             feed: broadcast::channel(FEED_LENGTH).0,
-        })
+        }
     }
 
     /// Runs `commit`, a COMMIT, alone. `None` if it had nothing to write.
@@ -78,6 +84,7 @@ impl Commits {
         let mut state = lock(&self.state);
         let _flight = Flight::start(&self.in_flight);
         commit().map_err(CommitError::Duck)?;
+        let Some(state) = &mut *state else { return Ok(None) };
         match state.wal.advance().map_err(CommitError::Position)? {
             Some(wal_end) => Ok(Some(self.publish(state.iteration, wal_end))),
             None => Ok(None),
@@ -92,6 +99,7 @@ impl Commits {
         let mut state = lock(&self.state);
         let _flight = Flight::start(&self.in_flight);
         checkpoint().map_err(CommitError::Duck)?;
+        let Some(state) = &mut *state else { return Ok(None) };
         let iteration = state.file.iteration().map_err(CommitError::Position)?;
         if iteration == state.iteration {
             return Ok(None);

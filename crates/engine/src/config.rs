@@ -22,8 +22,8 @@ pub struct EngineConfig {
     pub threads: u32,
     /// Limit of DuckDB's spill files.
     pub max_temp_bytes: u64,
-    /// A past moment.
-    #[serde(default)]
+    /// A past moment to show instead of the mart's file, which is then neither read nor made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub view: Option<ViewConfig>,
     /// The signed httpfs extension; without it there is no `s3://`.
     #[serde(default)]
@@ -46,11 +46,12 @@ pub struct EngineConfig {
     pub deaf_ms: u64,
 }
 
-/// A past moment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A mart at a past moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ViewConfig {
-    /// Where.
+    /// Where its file is (`s3://…/mart.db`, or `http://…`); the log up to that moment is beside it, with `.wal` behind the name. No
+    /// client may read there by itself: the directory is no part of the gateway's scopes.
     pub url: String,
     /// The moment's checkpoint iteration.
     pub iteration: u64,

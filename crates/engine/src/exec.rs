@@ -28,6 +28,7 @@ use crate::{
     pool::Pool,
     queries::{Queries, Query},
     session::Session,
+    view::View,
     wire::{ErrorBody, Point, Role},
     writers::WriterGate,
 };
@@ -43,6 +44,8 @@ pub struct Engine {
     /// Where it runs.
     pub pool: Pool,
     hidden: HiddenWrites,
+    /// The past moment that it shows, if it does.
+    pub view: Option<View>,
     pub(crate) redactor: Redactor,
     keys: keyed::Keys,
     temp_dir: PathBuf,
@@ -104,13 +107,17 @@ impl Engine {
     /// Opens the mart.
     pub fn open(config: &EngineConfig) -> Result<Self, OpenError> {
         let mart = Mart::open(config)?;
-        let hidden = HiddenWrites::open(&mart.connect()?)?;
+        let hidden = match config.view {
+            Some(_) => HiddenWrites::none(),
+            None => HiddenWrites::open(&mart.connect()?)?,
+        };
         Ok(Self {
             mart,
             gate: WriterGate::default(),
             queries: Arc::default(),
             pool: Pool::default(),
             hidden,
+            view: config.view.as_ref().map(View::new),
             redactor: Redactor::new(config),
             keys: keyed::Keys::default(),
             temp_dir: config.temp_dir.clone(),

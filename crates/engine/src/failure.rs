@@ -9,6 +9,7 @@ use crate::{
     params::ParamError,
     queries::Reason,
     sql::gate::{Refused, RefusedCode},
+    view,
     wire::{Code, ErrorBody, Outcome},
 };
 
@@ -162,6 +163,13 @@ impl Redactor {
         if let Some(dir) = config.db_path.parent() {
             hide(&dir.to_string_lossy(), "(mart)");
         }
+        if let Some(view) = &config.view {
+            hide(&view.url, "the mart");
+            hide(view::dir(&view.url), "(mart)");
+            if let (Some(gateway), Some(key)) = (&config.gateway, view.url.strip_prefix("s3://")) {
+                hide(&format!("http://{}/{key}", gateway.endpoint), "the mart");
+            }
+        }
         if let Some(gateway) = &config.gateway {
             hide(&gateway.secret, "(key)");
             hide(&gateway.key_id, "(key)");
@@ -181,6 +189,9 @@ impl Redactor {
             _ => {}
         }
         let text = self.clean(&error.message);
+        if text.contains("attached in read-only mode") {
+            return view::only_reads().hint("a sequence's `nextval` writes too; leave out `at` to write");
+        }
         match error.kind {
             ErrorKind::Statement => Failure::new(Code::Sql, text),
             ErrorKind::Transaction => {
@@ -241,6 +252,7 @@ mod tests {
             memory_limit_bytes: 1,
             threads: 1,
             max_temp_bytes: 1,
+            view: None,
             httpfs_path: None,
             gateway: Some(GatewayConfig {
                 endpoint: "127.0.0.1:4711".into(),

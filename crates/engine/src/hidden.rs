@@ -38,6 +38,11 @@ impl HiddenWrites {
         Ok(Self { possible: AtomicBool::new(possible), ddl: Mutex::default() })
     }
 
+    /// Where nothing can write.
+    pub fn none() -> Self {
+        Self { possible: AtomicBool::new(false), ddl: Mutex::default() }
+    }
+
     /// Must a read be treated as a write?
     pub fn possible(&self) -> bool {
         self.possible.load(Ordering::SeqCst)

@@ -22,6 +22,7 @@ pub mod queries;
 pub mod server;
 pub mod session;
 pub mod sql;
+pub mod view;
 pub mod wal;
 pub mod wire;
 pub mod writers;

@@ -10,6 +10,7 @@ use crate::{
     commit::Commits,
     config::{EngineConfig, GatewayConfig},
     duck::{Connection, Database, DuckError},
+    view::{self, View},
     wal,
 };
 
@@ -28,10 +29,10 @@ const SESSION: [(&str, &str); 4] = [
 ];
 
 /// Files of this storage version say in their log which database and checkpoint it belongs to.
-const STORAGE_VERSION: &str = "v1.5.0";
+pub(crate) const STORAGE_VERSION: &str = "v1.5.0";
 
 /// Settings that give checkpoints to us alone: none by size, none instead of a log write, none at commit. The last one is a PRAGMA.
-const OWN_CHECKPOINTS: [&str; 4] = [
+pub(crate) const OWN_CHECKPOINTS: [&str; 4] = [
     "SET GLOBAL wal_autocheckpoint = '1TB'",
     "SET GLOBAL auto_checkpoint_skip_wal_threshold = 1000000000000000",
     "SET GLOBAL debug_skip_checkpoint_on_commit = true",
@@ -56,29 +57,52 @@ pub enum OpenError {
     Io(#[from] io::Error),
 }
 
+impl OpenError {
+    /// Did the replay of the log fail, not the file?
+    pub(crate) fn is_replay(&self) -> bool {
+        matches!(self, Self::Duck(error) if is_replay(error))
+    }
+}
+
+/// Did the replay of a log fail, not the opening of its file?
+pub(crate) fn is_replay(error: &DuckError) -> bool {
+    error.message.contains("Failure while replaying WAL")
+}
+
 impl Mart {
-    /// Opens or makes the mart's file and replays its log.
+    /// Opens or makes the mart's file and replays its log; or attaches a past moment.
     pub fn open(config: &EngineConfig) -> Result<Self, OpenError> {
         empty_dir(&config.temp_dir)?;
         fs::create_dir_all(&config.home_dir)?;
-        let cut = wal::cut_torn_tail(&crate::files::wal_path(&config.db_path))?;
-        if cut > 0 {
-            tracing::info!(bytes = cut, "cut a torn tail off the log");
+        if config.view.is_none() {
+            let cut = wal::cut_torn_tail(&crate::files::wal_path(&config.db_path))?;
+            if cut > 0 {
+                tracing::info!(bytes = cut, "cut a torn tail off the log");
+            }
         }
         let database = open_instance(config)?;
         let setup = database.connect()?;
         for statement in OWN_CHECKPOINTS {
             setup.execute(statement)?;
         }
-        if let (Some(httpfs), Some(gateway)) = (&config.httpfs_path, &config.gateway) {
+        if let (Some(httpfs), true) = (&config.httpfs_path, config.gateway.is_some() || config.view.is_some()) {
             setup.execute(&format!("LOAD {}", literal(path_text(httpfs)?)))?;
-            use_gateway(&setup, gateway)?;
         }
-        setup.execute(&format!("ATTACH {} AS {MART}", literal(path_text(&config.db_path)?)))?;
+        if let (Some(_), Some(gateway)) = (&config.httpfs_path, &config.gateway) {
+            use_gateway(&setup, gateway, config.view.as_ref().map(|view| view::dir(&view.url)))?;
+        }
+        match &config.view {
+            // At DuckDB's own settings a block that was read once stays in memory: no cache of files or of their heads adds to that.
+            Some(view) => setup.execute(&format!("ATTACH {} AS {MART} (READ_ONLY)", literal(&view.url)))?,
+            None => setup.execute(&format!("ATTACH {} AS {MART}", literal(path_text(&config.db_path)?)))?,
+        }
         // The instance's own database would be a place to write that no log and no limit knows of.
         setup.execute(&format!("USE {MART}; DETACH memory"))?;
         lock_down(&setup, config)?;
-        let commits = Commits::open(&config.db_path)?;
+        let commits = match &config.view {
+            Some(view) => Commits::fixed(View::new(view).point),
+            None => Commits::open(&config.db_path)?,
+        };
         Ok(Self { database, commits })
     }
 
@@ -122,8 +146,9 @@ fn open_instance(config: &EngineConfig) -> Result<Database, OpenError> {
     ])?)
 }
 
-fn use_gateway(setup: &Connection, gateway: &GatewayConfig) -> Result<(), DuckError> {
-    let scopes = gateway.scopes.iter().map(|scope| literal(scope)).collect::<Vec<_>>().join(", ");
+/// `view` is one more directory that the key is good for, though not for clients (see `lock_down`).
+fn use_gateway(setup: &Connection, gateway: &GatewayConfig, view: Option<&str>) -> Result<(), DuckError> {
+    let scopes = gateway.scopes.iter().map(String::as_str).chain(view).map(literal).collect::<Vec<_>>().join(", ");
     // The proxy catches what names another host than the secret's endpoint.
     setup.execute(&format!("SET GLOBAL http_proxy = {}", literal(&format!("http://{}", gateway.endpoint))))?;
     setup.execute(
@@ -178,6 +203,7 @@ fn path_text(path: &Path) -> Result<&str, OpenError> {
     path.to_str().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a path is not valid UTF-8").into())
 }
 
-fn literal(text: &str) -> String {
+/// A text as SQL.
+pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

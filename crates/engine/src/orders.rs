@@ -13,6 +13,7 @@ use crate::{
     exec::Engine,
     failure::Failure,
     queries::Reason,
+    view,
     wire::{Code, WritersAnswer, WritersRequest, WritersState},
     writers::{ClosedGate, NotClosed, Turn},
 };
@@ -24,6 +25,9 @@ const REPEAT: Duration = Duration::from_millis(20);
 
 /// Carries out `request` on this thread.
 pub fn order(engine: &Engine, request: WritersRequest) -> Result<WritersAnswer, Failure> {
+    if engine.view.is_some() {
+        return Err(view::nobody_writes());
+    }
     let gate = &engine.gate;
     let turn = gate.order();
     match request.state {

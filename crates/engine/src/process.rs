@@ -49,7 +49,14 @@ fn serve() -> Result<(), String> {
     memory::limit_damage();
     // SAFETY: the node opened this listener for us and nothing else in this process uses the descriptor.
     let listener = unsafe { UnixListener::from_raw_fd(config.listen_fd) };
-    let engine = Engine::open(&config).map_err(|error| format!("opening the mart: {error}"))?;
+    let engine = match Engine::open(&config) {
+        Ok(engine) => engine,
+        Err(error) if config.view.is_some() && error.is_replay() => {
+            eprintln!("engine: the log can't be replayed over a file that is only read");
+            end(exit::REPLAY);
+        }
+        Err(error) => return Err(format!("opening the mart: {error}")),
+    };
     memory::watch(config.memory_limit_bytes, engine.queries.clone())
         .map_err(|error| format!("watching memory: {error}"))?;
     watch_queries(engine.queries.clone(), Duration::from_millis(config.deaf_ms))

@@ -322,6 +322,9 @@ pub mod exit {
     pub const OK: i32 = 0;
     /// The configuration or the database can't be opened; one line on stderr says why.
     pub const OPEN: i32 = 2;
+    /// The log of a past moment can't be replayed over a file that is only read: it makes an index over rows, and DuckDB writes that
+    /// into the file. Restored to a disk of its own, the moment opens like any mart.
+    pub const REPLAY: i32 = 3;
     /// The node's end of the life socket closed.
     pub const ORPHAN: i32 = 80;
     /// A query ignored its interrupt for too long.

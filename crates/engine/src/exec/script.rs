@@ -58,13 +58,17 @@ impl<'a> Run<'a> {
         if statements.is_empty() {
             return Err(Failure::new(Code::Invalid, "the request holds no statement").hint("put one into `sql`"));
         }
+        if let Some(view) = &self.engine.view {
+            view.check(&request.sql, &statements)?;
+        }
         self.script(&statements, reply)
     }
 
     /// Runs all; `None` if the last statement's answer was streamed.
     fn script(&mut self, statements: &[Statement<'_>], reply: &mut Option<Reply>) -> Result<Option<Outcome>, Failure> {
         self.check_parameters(statements)?;
-        if let (Some(key), false) = (&self.request.key, statements.iter().all(|statement| statement.kind.is_read())) {
+        let reads = self.engine.view.is_some() || statements.iter().all(|statement| statement.kind.is_read());
+        if let (Some(key), false) = (&self.request.key, reads) {
             return keyed::run(self, key, statements).map(Some);
         }
         let answer_at = answering(statements);

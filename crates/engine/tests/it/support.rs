@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use engine::{
     commit::CommitError,
-    config::{EngineConfig, GatewayConfig},
+    config::{EngineConfig, GatewayConfig, ViewConfig},
     duck::Connection,
     exec::Engine,
     open::Mart,
@@ -27,11 +27,12 @@ pub struct Home {
     pub dir: tempfile::TempDir,
     pub httpfs: Option<PathBuf>,
     pub gateway: Option<GatewayConfig>,
+    pub view: Option<ViewConfig>,
 }
 
 impl Home {
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a directory"), httpfs: None, gateway: None }
+        Self { dir: tempfile::tempdir().expect("a directory"), httpfs: None, gateway: None, view: None }
     }
 
     pub fn db(&self) -> PathBuf {
@@ -50,6 +51,7 @@ impl Home {
             memory_limit_bytes: 512 << 20,
             threads: 2,
             max_temp_bytes: 1 << 30,
+            view: self.view.clone(),
             httpfs_path: self.httpfs.clone(),
             gateway: self.gateway.clone(),
             listen_fd: -1,
