@@ -5,6 +5,7 @@
 pub mod buffer;
 pub mod checkpoint;
 pub mod commit;
+pub mod compact;
 pub mod config;
 pub mod duck;
 pub mod exec;

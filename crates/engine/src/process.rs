@@ -17,30 +17,68 @@ use std::{
     time::Duration,
 };
 
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{config::EngineConfig, exec::Engine, open, queries::Queries, server::Server, wire::exit};
+use crate::{
+    compact::{self, CompactError, Limits},
+    config::EngineConfig,
+    exec::Engine,
+    open,
+    queries::Queries,
+    server::Server,
+    wire::exit,
+};
 
 unsafe extern "C" {
     /// Ends the process at once, without exit handlers (POSIX).
     fn _exit(code: i32) -> !;
 }
 
-/// Runs `tarn engine`: with `--fold PATH` it folds a copy's log into its file and ends, else it serves a mart.
+const USAGE: &str = "usage: tarn engine (configuration on standard input) | tarn engine --fold FILE | \
+    tarn engine --compact FROM TO [--memory BYTES] [--threads N] | tarn engine --check FILE [--memory BYTES] [--threads N]";
+
+/// Runs `tarn engine`: it serves a mart, or does one thing with plain copies of one and ends. What it found it then prints as a line
+/// of JSON on standard output.
 pub fn main(args: impl Iterator<Item = String>) -> ExitCode {
     let args: Vec<String> = args.collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args.as_slice() {
-        [flag, path] if flag == "--fold" => open::fold(path.as_ref()).map_err(|error| error.to_string()),
         [] => serve(),
-        _ => Err("usage: tarn engine (configuration on standard input) | tarn engine --fold FILE".to_owned()),
+        ["--fold", file] => open::fold(file.as_ref()).map_err(|error| error.to_string()),
+        ["--compact", from, to, flags @ ..] => {
+            limits(flags).and_then(|limits| said(compact::compact(from.as_ref(), to.as_ref(), limits)))
+        }
+        ["--check", file, flags @ ..] => limits(flags).and_then(|limits| said(compact::check(file.as_ref(), limits))),
+        _ => Err(USAGE.to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("engine: {message}");
+            // One line, whatever DuckDB says.
+            eprintln!("engine: {}", message.replace('\n', " "));
             ExitCode::from(exit::OPEN as u8)
         }
     }
+}
+
+fn said<T: Serialize>(result: Result<T, CompactError>) -> Result<(), String> {
+    let found = result.map_err(|error| error.to_string())?;
+    println!("{}", serde_json::to_string(&found).expect("plain structs have a JSON form"));
+    Ok(())
+}
+
+fn limits(flags: &[&str]) -> Result<Limits, String> {
+    let mut limits = Limits::default();
+    for pair in flags.chunks(2) {
+        let number = pair.get(1).and_then(|text| text.parse::<u64>().ok());
+        match (pair[0], number) {
+            ("--memory", Some(bytes)) => limits.memory_bytes = bytes,
+            ("--threads", Some(threads)) => limits.threads = u32::try_from(threads).unwrap_or(u32::MAX),
+            _ => return Err(USAGE.to_owned()),
+        }
+    }
+    Ok(limits)
 }
 
 fn serve() -> Result<(), String> {

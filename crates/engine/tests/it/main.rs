@@ -1,6 +1,7 @@
 //! Claims about one engine with a real DuckDB, from the commit's position to the socket.
 
 mod commits;
+mod compact;
 mod faults;
 mod process;
 mod queries;
