@@ -2,6 +2,7 @@
 //!
 //! Handlers check and translate; the work is done by `router`, `marts` and `control`. Errors get their request's id here.
 
+mod forward;
 mod health;
 mod history;
 mod marts;
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRef, FromRequestParts, Request};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -62,12 +63,8 @@ type Shared = Arc<App>;
 
 /// All routes.
 pub fn routes(app: Shared) -> Router {
-    Router::new()
-        .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready))
-        .route("/v1/tenants", get(tenants::list).post(tenants::create))
-        .route("/v1/tenants/{tenant}/marts", get(marts::list).post(marts::create))
-        .route("/v1/tenants/{tenant}/marts/{mart}", get(marts::show).delete(marts::delete))
+    let forwarder = forward::Forwarder::new(app.clone());
+    let of_marts = Router::new()
         .route("/v1/tenants/{tenant}/marts/{mart}/query", post(query::run))
         .route("/v1/tenants/{tenant}/marts/{mart}/positions/{position}", get(positions::show))
         .route("/v1/tenants/{tenant}/marts/{mart}/history", get(history::history))
@@ -77,6 +74,14 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/tenants/{tenant}/marts/{mart}/branches", post(history::branch))
         .route("/v1/tenants/{tenant}/marts/{mart}/vacuum", post(history::vacuum))
         .route("/v1/tenants/{tenant}/marts/{mart}/sweep", post(history::sweep))
+        .route_layer(from_fn_with_state(forwarder, forward::to_its_node));
+    Router::new()
+        .merge(of_marts)
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/v1/tenants", get(tenants::list).post(tenants::create))
+        .route("/v1/tenants/{tenant}/marts", get(marts::list).post(marts::create))
+        .route("/v1/tenants/{tenant}/marts/{mart}", get(marts::show).delete(marts::delete))
         .route("/v1/queries/{id}", get(running::progress).delete(running::cancel))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
@@ -93,6 +98,9 @@ pub fn routes(app: Shared) -> Router {
 /// Writes the request's id into errors that do not have it yet.
 async fn with_request_id(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
+    if response.extensions().get::<forward::Answered>().is_some() {
+        return response;
+    }
     let own = response.extensions_mut().remove::<ApiError>();
     if own.is_none() && response.status().is_client_error() {
         // The framework's own refusals, such as a path that is not UTF-8.

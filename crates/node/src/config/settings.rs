@@ -179,7 +179,7 @@ pub const SETTINGS: &[Setting] = &[
         "advertise",
         &["TARN_ADVERTISE"],
         "",
-        "`HOST:PORT` at which other nodes reach this one, without TLS; they tell clients.",
+        "`HOST:PORT` at which other nodes reach this one, without TLS: they send requests for its marts there. None means that they tell clients to. Tokens must be the same on all nodes.",
     ),
     value(
         "checkpoint_wal",

@@ -91,15 +91,22 @@ impl TestServer {
         server
     }
 
+    /// The same, with more environment variables from now on.
+    pub async fn start_again_with(&mut self, settings: &[(&str, &str)]) {
+        self.settings.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self.start_again().await;
+    }
+
     /// Starts the node after it was stopped or killed, on the same directories.
     pub async fn start_again(&mut self) {
         assert!(self.node.is_none(), "it runs");
         let mut node = Command::new(env!("CARGO_BIN_EXE_tarn"))
             .arg("serve")
-            .args(["--listen", "127.0.0.1:0", "--state-dir"])
+            .arg("--state-dir")
             .arg(self.state_dir())
             .env_clear()
             .env("TARN_STORE", format!("file:{}", self.objects_dir().display()))
+            .env("TARN_LISTEN", "127.0.0.1:0")
             .env("TARN_ADMIN_TOKEN", TOKEN)
             .env("TARN_ENGINE_MEMORY", "512MB")
             .env("TARN_PUBLISH", "none")
@@ -188,9 +195,18 @@ impl TestServer {
         self.node.as_ref().and_then(Child::id).expect("it runs")
     }
 
-    /// Stops the node in the middle of what it does; its engines go on.
-    pub fn freeze_node(&self) {
+    /// Stops the node in the middle of what it does; its engines go on. Returns when not one of its threads runs any more.
+    pub async fn freeze_node(&self) {
         signal(self.node_pid(), Signal::STOP).expect("the node runs");
+        let threads = format!("/proc/{}/task", self.node_pid());
+        let stopped = |thread: std::io::Result<std::fs::DirEntry>| {
+            let status = std::fs::read_to_string(thread.expect("it is readable").path().join("status"));
+            // One that has just ended does not run either.
+            status.map_or(true, |status| status.lines().any(|line| line.starts_with("State:\tT")))
+        };
+        while !std::fs::read_dir(&threads).expect("the node runs").all(stopped) {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Lets it go on.

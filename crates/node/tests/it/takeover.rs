@@ -154,7 +154,7 @@ async fn a_node_that_was_frozen_while_it_was_deposed_tells_nothing_more() {
         // The node that has the mart freezes; the other takes over.
         let (frozen, other) = if round % 2 == 0 { (&first, &second) } else { (&second, &first) };
         let before = rows_at_last(frozen).await;
-        frozen.freeze_node();
+        frozen.freeze_node().await;
         let waiting = send_while_frozen(&frozen.requests()).await;
         assert_eq!(rows_at_last(other).await, before);
         assert_eq!(insert(other, 10 + round, "object").await.durable.as_deref(), Some("object"));
@@ -233,6 +233,39 @@ async fn a_node_whose_heartbeat_can_t_be_written_answers_no_reads_until_it_can()
     std::fs::remove_dir_all(&heartbeat).expect("it is there");
     assert_eq!(rows_at_last(&first).await, json!([1, 3]), "it has shown that it is still the writer");
     assert_eq!(insert(&first, 4, "local").await.durable.as_deref(), Some("local"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_sent_on_to_the_node_that_serves_the_mart_and_streams_through() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("it is bound");
+    let place = port.to_string();
+    let mut first = TestServer::start_with(&[SHORT, ("TARN_ADVERTISE", &place)]).await;
+    first.query("CREATE TABLE t AS SELECT 1 AS a").await.rows();
+    // Nobody listens there: the client is told.
+    let second = another(&first, SHORT).await;
+    let told = second.query(ROWS).await;
+    assert_eq!((told.code(), &told.body["outcome"]), ("fenced", &json!("none")), "{told:?}");
+    assert!(told.body["message"].as_str().is_some_and(|text| text.contains(&place)), "{told:?}");
+
+    first.kill_node().await;
+    first.start_again_with(&[("TARN_LISTEN", &place)]).await;
+    let sent_on = insert(&second, 2, "object").await;
+    assert_eq!((sent_on.status, sent_on.durable.as_deref()), (StatusCode::OK, Some("object")), "{sent_on:?}");
+    assert_eq!(rows(&second).await, json!([1, 2]));
+    assert_eq!(
+        crate::durability::position(&second, sent_on.position.as_deref().expect("it says where"), 0).await.body["durable"],
+        json!(true)
+    );
+    assert!(!second.log().contains("restored from"), "{}", second.log());
+    assert_eq!(second.query("SELECT nothing FROM nowhere").await.code(), "sql");
+    let many = "SELECT i, 'some more bytes ' || i FROM range(300000) r(i)";
+    let request = second.request(Method::POST, QUERY).header("accept", "text/csv").json(&json!({"sql": many}));
+    let answer = second.send(request).await;
+    assert_eq!(answer.body.as_str().map(|text| text.lines().count()), Some(300_001), "header and rows");
+    let refused = second
+        .send(second.request(Method::POST, QUERY).header("tarn-forwarded", "1").json(&json!({"sql": ROWS})))
+        .await;
+    assert_eq!(refused.code(), "fenced", "once is enough");
 }
 
 /// Inserts numbers of its own until so many have been taken; says which.

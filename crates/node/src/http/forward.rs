@@ -1,0 +1,114 @@
+//! Requests for a mart that another, living node serves: sent on as they come, answered as that node answers.
+//!
+//! Nothing is buffered or looked into. A request is sent on once: the node that gets it answers itself, or says who serves the mart.
+
+use std::collections::HashMap;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+use super::{Shared, mart_id};
+use crate::cluster::Elsewhere;
+use crate::error::{ApiError, Code, Outcome};
+
+/// Marks a request that a node has sent on.
+const FORWARDED: HeaderName = HeaderName::from_static("tarn-forwarded");
+/// Of one connection, not of the request.
+const PER_CONNECTION: [HeaderName; 4] = [CONNECTION, TRANSFER_ENCODING, UPGRADE, HeaderName::from_static("keep-alive")];
+
+/// Marks an answer as another node's: it is whole as it is.
+#[derive(Clone)]
+pub(super) struct Answered;
+
+/// Connections to other nodes.
+#[derive(Clone)]
+pub(super) struct Forwarder {
+    app: Shared,
+    client: Client<HttpConnector, Body>,
+}
+
+impl Forwarder {
+    pub(super) fn new(app: Shared) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(std::time::Duration::from_secs(5)));
+        Self { app, client: Client::builder(TokioExecutor::new()).build(connector) }
+    }
+
+    /// Sends the request there.
+    async fn send(&self, mut request: Request, place: &Elsewhere, to: &Authority) -> Result<Response, ApiError> {
+        let mut uri = Uri::default().into_parts();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Some(to.clone());
+        uri.path_and_query = Some(request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")));
+        *request.uri_mut() = Uri::from_parts(uri).expect("a scheme, a host and a path are a whole address");
+        *request.version_mut() = Version::HTTP_11;
+        drop_per_connection(request.headers_mut());
+        request.headers_mut().remove(HOST);
+        request.headers_mut().insert(FORWARDED, HeaderValue::from_static("1"));
+        match self.client.request(request).await {
+            Ok(mut response) => {
+                drop_per_connection(response.headers_mut());
+                response.extensions_mut().insert(Answered);
+                Ok(response.map(Body::new))
+            }
+            // Nothing was sent.
+            Err(error) if error.is_connect() => Err(place.refusal()),
+            Err(error) => {
+                tracing::warn!(%error, "a request that was sent on got no answer");
+                Err(ApiError::new(Code::Unavailable, "the node that serves this mart went away with the request")
+                    .hint("look whether the change is there before you send it again")
+                    .outcome(Outcome::Unknown))
+            }
+        }
+    }
+}
+
+/// Sends a request on if another node serves its mart and says where it is reached; else the handler answers.
+pub(super) async fn to_its_node(
+    State(forwarder): State<Forwarder>,
+    Path(names): Path<HashMap<String, String>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match elsewhere(&forwarder.app, &names, request.headers()).await {
+        Some((place, to)) => match forwarder.send(request, &place, &to).await {
+            Ok(response) => response,
+            Err(error) => error.into_response(),
+        },
+        None => next.run(request).await,
+    }
+}
+
+/// Where the mart is served. What is wrong with the request is left to the handler to say.
+async fn elsewhere(
+    app: &Shared,
+    names: &HashMap<String, String>,
+    headers: &HeaderMap,
+) -> Option<(Elsewhere, Authority)> {
+    if headers.contains_key(FORWARDED) {
+        return None;
+    }
+    let id = mart_id(names.get("tenant")?, names.get("mart")?).ok()?;
+    app.authenticate(headers).ok()?.role_in(&id.tenant).ok()?;
+    let mart = app.mart(&id).await.ok()?;
+    // It may be about to be opened here.
+    let _ = mart.live().await;
+    let place = mart.elsewhere()?;
+    let to = place.advertise.as_ref()?.parse().ok()?;
+    Some((place, to))
+}
+
+fn drop_per_connection(headers: &mut HeaderMap) {
+    for name in PER_CONNECTION {
+        headers.remove(name);
+    }
+}
