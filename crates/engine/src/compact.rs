@@ -20,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use content::Content;
 use instance::Instance;
@@ -43,7 +43,7 @@ impl Default for Limits {
 }
 
 /// A compact copy was made and holds the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Compacted {
     /// The source with its log.
     pub bytes_before: u64,
@@ -56,7 +56,7 @@ pub struct Compacted {
 }
 
 /// A file was read whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checked {
     /// Tables, the engine's own too.
     pub tables: usize,

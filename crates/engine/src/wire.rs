@@ -141,6 +141,9 @@ pub struct QueryRequest {
     /// Read by the node, ignored by the engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub durability: Option<String>,
+    /// An earlier moment; read by the node, ignored by the engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
 }
 
 /// What became of the request's effects when it failed.
@@ -290,30 +293,6 @@ pub struct ShutdownRequest {
     /// How long running queries may go on.
     #[serde(default)]
     pub grace_ms: u64,
-}
-
-/// What `tarn engine --compact` prints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Compacted {
-    /// Bytes of the file and its log before.
-    pub bytes_before: u64,
-    /// Bytes of the compact file.
-    pub bytes_after: u64,
-    /// Tables that were compared.
-    pub tables: u64,
-    /// Rows in them.
-    pub rows: u64,
-}
-
-/// What `tarn engine --check` prints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Checked {
-    /// Tables that were read.
-    pub tables: u64,
-    /// Rows in them.
-    pub rows: u64,
-    /// Of all content.
-    pub fingerprint: String,
 }
 
 /// How an engine's process ends.

@@ -5,6 +5,7 @@ mod client;
 mod doctor;
 mod dsn;
 mod flags;
+mod history;
 mod mart;
 mod query;
 mod serve;
@@ -52,6 +53,34 @@ enum Command {
         after_help = "Example:\n  tarn token create tarn://127.0.0.1:8642/acme --role writer --name etl"
     )]
     Token(token::Command),
+    /// Name moments of a mart, list them, forget their names.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  tarn snapshot create before-import tarn://127.0.0.1:8642/default/dev"
+    )]
+    Snapshot(history::SnapshotCommand),
+    /// List a mart's moments, newest first.
+    #[command(after_help = "Example:\n  tarn history tarn://127.0.0.1:8642/default/dev --from 2026-01-31T00:00:00Z")]
+    History(history::HistoryArgs),
+    /// Make a mart what it was at an earlier moment. What it is now stays in its history.
+    #[command(
+        after_help = "Examples:\n  tarn restore tarn://127.0.0.1:8642/default/dev --at 2026-01-31T12:00:00Z --dry-run\n  tarn restore tarn://127.0.0.1:8642/default/dev --at before-import --yes"
+    )]
+    Restore(history::RestoreArgs),
+    /// Make a mart that begins as another was at some moment, and shares its data.
+    #[command(after_help = "Example:\n  tarn branch try tarn://127.0.0.1:8642/default/dev --at before-import")]
+    Branch(history::BranchArgs),
+    /// Rewrite a mart's file without its free space. Writers wait meanwhile; the copy is compared before it is used.
+    #[command(after_help = "Example:\n  tarn vacuum tarn://127.0.0.1:8642/default/dev")]
+    Vacuum(history::VacuumArgs),
+    /// Write a plain, compact DuckDB file of a moment to `duckdb/{mart}/archives/` in the tenant's bucket.
+    #[command(
+        after_help = "Examples:\n  tarn archive tarn://127.0.0.1:8642/default/dev --storage-class GLACIER_IR\n  tarn archive tarn://127.0.0.1:8642/default/dev --older-than 7"
+    )]
+    Archive(history::ArchiveArgs),
+    /// Let go what the retention window has passed, now instead of daily.
+    #[command(after_help = "Example:\n  tarn sweep tarn://127.0.0.1:8642/default/dev --dry-run")]
+    Sweep(history::SweepArgs),
     /// Check the store, credentials, disk, extensions and limits, and say what to do about each.
     #[command(after_help = "Example:\n  tarn doctor --store s3")]
     Doctor(doctor::Args),
@@ -68,6 +97,13 @@ pub fn main() -> ExitCode {
         Command::Query(args) => client::block_on(query::run(args)),
         Command::Mart(command) => client::block_on(mart::run(command)),
         Command::Token(command) => client::block_on(token::run(command)),
+        Command::Snapshot(command) => client::block_on(history::snapshot(command)),
+        Command::History(args) => client::block_on(history::history(args)),
+        Command::Restore(args) => client::block_on(history::restore(args)),
+        Command::Branch(args) => client::block_on(history::branch(args)),
+        Command::Vacuum(args) => client::block_on(history::vacuum(args)),
+        Command::Archive(args) => client::block_on(history::archive(args)),
+        Command::Sweep(args) => client::block_on(history::sweep(args)),
         Command::Doctor(args) => doctor::run(&args),
     };
     match ran {

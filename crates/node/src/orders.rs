@@ -57,7 +57,7 @@ pub struct Swapped {
     /// Where it is.
     pub after: Position,
     /// Bytes of the file before and after, and what was verified, for a vacuum.
-    pub compacted: Option<engine::wire::Compacted>,
+    pub compacted: Option<engine::compact::Compacted>,
 }
 
 impl Swap {

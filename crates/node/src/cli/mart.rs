@@ -71,7 +71,8 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn confirmed(question: &str) -> anyhow::Result<bool> {
+/// Asks a person.
+pub(super) fn confirmed(question: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(BadUsage("add `--yes` when nobody can be asked".into()).into());
     }

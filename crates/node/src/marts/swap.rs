@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::wire::Compacted;
+use engine::compact::Compacted;
 use replica::{Position, Shipper};
 use uuid::Uuid;
 

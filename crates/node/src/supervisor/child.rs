@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use engine::wire::{Checked, Compacted};
+use engine::compact::{Checked, Compacted};
 use serde::de::DeserializeOwned;
 use tokio::process::Command;
 
