@@ -5,7 +5,7 @@
 //! **Invariant:** at most so many at once; one in use is never ended for another's sake.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,9 +23,11 @@ use crate::marts::Ground;
 use crate::names::MartId;
 use crate::orders::refused;
 use crate::past::{At, Past, parse_at};
-use crate::supervisor::{Launch, MartLock};
+use crate::supervisor::{Launch, MartLock, REPLAY, SpawnError};
 use crate::watcher::Live;
 
+/// Below the state directory.
+const DIR: &str = "past";
 /// How often it is looked who is idle.
 const LOOK: Duration = Duration::from_secs(5);
 /// What a name, or a moment that is still open, means is asked again after this.
@@ -55,7 +57,7 @@ struct Slot {
 struct Follower {
     live: Arc<Live>,
     view: Arc<View>,
-    dir: PathBuf,
+    _place: Place,
     _grant: Grant,
     _lock: MartLock,
 }
@@ -67,17 +69,28 @@ struct Meaning {
     until: Option<Instant>,
 }
 
-impl Drop for Follower {
+/// A directory of one engine; gone with it.
+struct Place(PathBuf);
+
+impl Place {
+    fn make(state_dir: &Path) -> std::io::Result<Self> {
+        let dir = state_dir.join(DIR).join(Uuid::new_v4().to_string());
+        std::fs::create_dir_all(&dir)?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
         // What is left is removed at the next start.
-        let _ = std::fs::remove_dir_all(&self.dir);
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
 impl Followers {
     /// None runs. Directories of earlier ones are removed.
     pub fn new(ground: Arc<Ground>, most: usize, idle: Duration) -> Self {
-        let _ = std::fs::remove_dir_all(ground.state_dir.join("past"));
+        let _ = std::fs::remove_dir_all(ground.state_dir.join(DIR));
         Self { ground, most: most.max(1), idle, running: Mutex::default(), meanings: Mutex::default() }
     }
 
@@ -197,9 +210,8 @@ impl Followers {
             ApiError::new(Code::Unavailable, "the engine of this moment does not start")
                 .hint("the server's log says why")
         };
-        let dir = self.ground.state_dir.join("past").join(Uuid::new_v4().to_string());
-        std::fs::create_dir_all(&dir).map_err(|error| trouble(&error))?;
-        let lock = MartLock::acquire(&dir).await.map_err(|error| trouble(&error))?;
+        let place = Place::make(&self.ground.state_dir).map_err(|error| trouble(&error))?;
+        let lock = MartLock::acquire(&place.0).await.map_err(|error| trouble(&error))?;
         let grant = self.ground.gateway.grant_past(id, view.clone())?;
         let position = past.position;
         let gateway = GatewayConfig {
@@ -209,21 +221,30 @@ impl Followers {
             scopes: grant.scopes.clone(),
             region: gateway::REGION.into(),
         };
-        let launch = Launch {
+        let launch = |view| Launch {
             id,
-            dir: &dir,
+            dir: &place.0,
             lock: &lock,
             limits: &self.ground.limits,
-            gateway: Some(gateway),
-            view: Some(ViewConfig {
-                url: format!("s3://{}/{}", gateway::past::BUCKET, gateway::past::KEY),
-                iteration: position.iteration,
-                wal_bytes: position.wal_bytes,
-            }),
+            gateway: Some(gateway.clone()),
+            view,
         };
-        let engine = launch.start(&self.ground.sockets).await.map_err(|error| trouble(&error))?;
-        let live = Arc::new(Live { engine, epoch: position.epoch, dir: dir.clone() });
-        Ok(Arc::new(Follower { live, view, dir, _grant: grant, _lock: lock }))
+        let in_place = ViewConfig {
+            url: format!("s3://{}/{}", gateway::past::BUCKET, gateway::past::KEY),
+            iteration: position.iteration,
+            wal_bytes: position.wal_bytes,
+        };
+        let engine = match launch(Some(in_place)).start(&self.ground.sockets).await {
+            // Its log builds an index, for which DuckDB wants to write: into a copy that nobody else sees.
+            Err(SpawnError::Ended(REPLAY)) => {
+                replica.copy(past, &place.0).await.map_err(|error| refused(&error))?;
+                launch(None).start(&self.ground.sockets).await
+            }
+            started => started,
+        };
+        let engine = engine.map_err(|error| trouble(&error))?;
+        let live = Arc::new(Live { engine, epoch: position.epoch, dir: place.0.clone() });
+        Ok(Arc::new(Follower { live, view, _place: place, _grant: grant, _lock: lock }))
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<Key, Arc<Slot>>> {

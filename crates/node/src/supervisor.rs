@@ -109,12 +109,16 @@ impl Drop for Engine {
     }
 }
 
+/// Reason of an engine that can't replay its log without writing.
+pub const REPLAY: &str = "replay";
+
 /// Why an engine ended, as metrics and logs name it.
 pub fn exit_reason(status: ExitStatus) -> &'static str {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(wire::exit::OK), _) => "asked",
         (Some(wire::exit::OPEN), _) => "open",
+        (Some(wire::exit::REPLAY), _) => REPLAY,
         (Some(wire::exit::ORPHAN), _) => "orphan",
         (Some(wire::exit::DEAF), _) => "deaf",
         (Some(wire::exit::MEMORY), _) => "memory",

@@ -11,6 +11,7 @@ mod kills;
 mod loss;
 mod orphans;
 mod outages;
+mod past;
 mod published;
 mod seaweed;
 mod server;
