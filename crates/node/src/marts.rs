@@ -272,6 +272,13 @@ impl OpenMart {
         }
     }
 
+    /// Whether that is shown already: as below, without waiting.
+    pub fn is_ours_now(&self) -> Result<(), ApiError> {
+        let streak = self.cluster.proof().streak(clock::since_boot()).ok_or_else(unproved)?;
+        let progress = self.watcher.progress();
+        if progress.streak >= streak && !progress.closed { Ok(()) } else { Err(unproved()) }
+    }
+
     /// Whether what was read from, or committed to, the mart's files on this node may be told now: nobody can have taken the mart over
     /// before this was asked. Waits for a slot to be won if that has not been shown yet.
     pub async fn still_ours(&self) -> Result<(), ApiError> {

@@ -195,8 +195,9 @@ pub async fn query(mart: &Arc<OpenMart>, live: Arc<Live>, ask: &Ask, wait: Durat
         match landed {
             Landed::Durable => {}
             Landed::Late => {
+                // It has waited long enough; and in the log of another node it will never be.
                 return Err(mart
-                    .may_answer()
+                    .is_ours_now()
                     .map_or_else(|error| moment.not_ours(error, ask), |()| not_yet_durable(position)));
             }
             Landed::Lost => return Err(lost_track(position)),
