@@ -37,6 +37,13 @@ pub fn compact(time_us: i64) -> String {
         .unwrap_or_default()
 }
 
+/// The same to the microsecond: `20260131T120000.000001Z`.
+pub fn compact_us(time_us: i64) -> String {
+    chrono::DateTime::from_timestamp_micros(time_us)
+        .map(|time| time.format("%Y%m%dT%H%M%S%.6fZ").to_string())
+        .unwrap_or_default()
+}
+
 /// Microseconds since the Unix epoch of an RFC 3339 text.
 pub fn parse_rfc3339(text: &str) -> Option<i64> {
     chrono::DateTime::parse_from_rfc3339(text).ok().map(|time| time.timestamp_micros())

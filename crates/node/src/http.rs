@@ -72,6 +72,7 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/tenants/{tenant}/marts/{mart}/snapshots/{name}", axum::routing::delete(history::delete_snapshot))
         .route("/v1/tenants/{tenant}/marts/{mart}/restore", post(history::restore))
         .route("/v1/tenants/{tenant}/marts/{mart}/branches", post(history::branch))
+        .route("/v1/tenants/{tenant}/marts/{mart}/archives", post(history::archive))
         .route("/v1/tenants/{tenant}/marts/{mart}/vacuum", post(history::vacuum))
         .route("/v1/tenants/{tenant}/marts/{mart}/sweep", post(history::sweep))
         .route_layer(from_fn_with_state(forwarder, forward::to_its_node));

@@ -4,6 +4,7 @@
 //! Dependencies point one way: `cli`, `http` → `auth`, `control`, `router` → `marts` → `replicator` → `watcher` → `supervisor` →
 //! `engine_client`; `stores`, `cluster` and `gateway` stand beside them.
 
+pub mod archive;
 pub mod auth;
 pub mod cli;
 pub mod clock;

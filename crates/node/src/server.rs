@@ -118,6 +118,7 @@ impl Server {
         let listener =
             TcpListener::bind(config.listen).await.map_err(system(format!("can't listen on {}", config.listen)))?;
         let address = listener.local_addr().map_err(system("can't tell the address"))?;
+        crate::archive::clean(&state_dir);
         let ground = Arc::new(ground);
         let app = Arc::new(App {
             followers: Followers::new(ground.clone(), config.past_engines, config.past_idle),

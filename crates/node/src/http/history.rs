@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Caller, Shared, json, mart_id, read_json};
+use crate::archive;
 use crate::auth::Principal;
 use crate::clock;
 use crate::control::{Ancestor, MartEntry};
@@ -245,6 +246,50 @@ pub(super) async fn branch(
     let position = past.replica().branch(&held.past, &replica, &node).await.map_err(|error| refused(&error))?;
     app.add_mart(&child, entry, false).await?;
     Ok(json(json!({"name": child.mart, "parent": id.mart, "from": held.past.position, "position": position})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewArchive {
+    #[serde(default)]
+    at: Option<String>,
+    #[serde(default)]
+    storage_class: Option<String>,
+    #[serde(default)]
+    older_than_days: Option<f64>,
+}
+
+pub(super) async fn archive(
+    State(app): State<Shared>,
+    Caller(caller): Caller,
+    Path((tenant, mart)): Path<(String, String)>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let id = mart_id(&tenant, &mart)?;
+    may_write(&caller, &id)?;
+    let NewArchive { at, storage_class, older_than_days } = read_json(body).await?;
+    let class = storage_class.as_deref();
+    if class.is_some_and(|class| class.is_empty() || !class.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')) {
+        return Err(ApiError::new(Code::Invalid, "`storage_class` is a name such as STANDARD_IA"));
+    }
+    let past = Past::of(&app, &id).await?;
+    let made = match (at, older_than_days) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::new(Code::Invalid, "`at` and `older_than_days` exclude each other"));
+        }
+        (None, Some(days)) if days.is_finite() && days >= 0.0 => {
+            archive::older_than(&app, &id, &past, (days * DAY_US as f64) as i64, class).await?
+        }
+        (None, Some(_)) => return Err(ApiError::new(Code::Invalid, "`older_than_days` is a number of days")),
+        (at, None) => {
+            let moment = match at {
+                Some(at) => past.find(&parse_at(&at)?).await?,
+                None => past.now().await?,
+            };
+            vec![archive::one(&app, &id, &past, &moment, class).await?]
+        }
+    };
+    Ok(json(json!({ "archives": made })))
 }
 
 pub(super) async fn vacuum(
