@@ -12,6 +12,7 @@
 
 mod content;
 mod copy;
+mod diff;
 mod instance;
 mod levels;
 
@@ -23,6 +24,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use content::Content;
+pub use diff::{TableDiff, diff};
 use instance::Instance;
 
 use crate::{duck::DuckError, files::wal_path};

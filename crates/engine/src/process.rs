@@ -36,7 +36,8 @@ unsafe extern "C" {
 }
 
 const USAGE: &str = "usage: tarn engine (configuration on standard input) | tarn engine --fold FILE | \
-    tarn engine --compact FROM TO [--memory BYTES] [--threads N] | tarn engine --check FILE [--memory BYTES] [--threads N]";
+    tarn engine --compact FROM TO [--memory BYTES] [--threads N] | tarn engine --check FILE [--memory BYTES] [--threads N] | \
+    tarn engine --diff FROM TO [--memory BYTES] [--threads N]";
 
 /// Runs `tarn engine`: it serves a mart, or does one thing with plain copies of one and ends. What it found it then prints as a line
 /// of JSON on standard output.
@@ -48,6 +49,9 @@ pub fn main(args: impl Iterator<Item = String>) -> ExitCode {
         ["--fold", file] => open::fold(file.as_ref()).map_err(|error| error.to_string()),
         ["--compact", from, to, flags @ ..] => {
             limits(flags).and_then(|limits| said(compact::compact(from.as_ref(), to.as_ref(), limits)))
+        }
+        ["--diff", from, to, flags @ ..] => {
+            limits(flags).and_then(|limits| said(compact::diff(from.as_ref(), to.as_ref(), limits)))
         }
         ["--check", file, flags @ ..] => limits(flags).and_then(|limits| said(compact::check(file.as_ref(), limits))),
         _ => Err(USAGE.to_owned()),

@@ -1,10 +1,10 @@
 //! Archives: a moment of a mart as one plain, compact DuckDB file in its bucket, for whoever has nothing but DuckDB.
 //!
 //! # Crash consistency
-//! The object appears whole or not at all. What a crash leaves on disk is removed at the next start.
+//! The object appears whole or not at all.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -13,27 +13,19 @@ use object_store::{Attribute, Attributes, ObjectStore, ObjectStoreExt, PutMultip
 use replica::names;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
-use uuid::Uuid;
 
 use crate::clock;
 use crate::error::{ApiError, Code};
 use crate::http::App;
 use crate::names::MartId;
-use crate::orders::refused;
 use crate::past::Past;
+use crate::scratch::Scratch;
 use crate::stores::Bucket;
 use crate::supervisor::child;
 
-/// Below the state directory.
-const DIR: &str = "archiving";
 const PART_BYTES: usize = 8 << 20;
 const PARALLEL_PARTS: usize = 4;
 const DAY_US: i64 = 24 * 3600 * 1_000_000;
-
-/// Removes what an earlier life of this node left.
-pub fn clean(state_dir: &Path) {
-    let _ = std::fs::remove_dir_all(state_dir.join(DIR));
-}
 
 /// Archives one moment.
 pub async fn one(
@@ -44,11 +36,9 @@ pub async fn one(
     class: Option<&str>,
 ) -> Result<Value, ApiError> {
     let bucket = bucket(app, id)?;
-    let work = Work::make(&app.config.state_dir)
-        .map_err(|error| ApiError::internal("a directory for an archive can't be made", error))?;
-    past.replica().copy(at, &work.0).await.map_err(|error| refused(&error))?;
-    let file = work.0.join("archive.db");
-    let compacted = child::compact(&work.0.join(replica::DB_FILE), &file).await.map_err(|error| {
+    let scratch = Scratch::make(&app.config.state_dir)?;
+    let file = scratch.path().join("archive.db");
+    let compacted = child::compact(&scratch.copy(past, at).await?, &file).await.map_err(|error| {
         tracing::error!(mart = %id, %error, "an archive can't be made");
         ApiError::new(Code::Internal, "the compact copy could not be made").hint("the server's log says why")
     })?;
@@ -137,22 +127,4 @@ async fn upload(
     let written = bucket.data.head(key).await?;
     tracing::info!(%key, bytes = written.size, "archived");
     Ok(())
-}
-
-/// A directory of one archive; gone with it.
-struct Work(PathBuf);
-
-impl Work {
-    fn make(state_dir: &Path) -> std::io::Result<Self> {
-        let dir = state_dir.join(DIR).join(Uuid::new_v4().to_string());
-        std::fs::create_dir_all(&dir)?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        // What is left is removed at the next start.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

@@ -23,6 +23,7 @@ pub mod past;
 pub mod publish;
 pub mod replicator;
 pub mod router;
+pub mod scratch;
 pub mod server;
 pub mod stores;
 pub mod supervisor;

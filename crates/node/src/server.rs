@@ -30,6 +30,7 @@ use crate::http::{App, Running, routes};
 use crate::marts::{Ground, Marts};
 use crate::names::MartId;
 use crate::publish;
+use crate::scratch;
 use crate::stores::BucketStores;
 use crate::supervisor::SocketDir;
 use crate::upkeep;
@@ -118,7 +119,7 @@ impl Server {
         let listener =
             TcpListener::bind(config.listen).await.map_err(system(format!("can't listen on {}", config.listen)))?;
         let address = listener.local_addr().map_err(system("can't tell the address"))?;
-        crate::archive::clean(&state_dir);
+        scratch::clean(&state_dir);
         let ground = Arc::new(ground);
         let app = Arc::new(App {
             followers: Followers::new(ground.clone(), config.past_engines, config.past_idle),

@@ -98,12 +98,7 @@ impl Instance {
 
     /// The columns of a table that hold data: name and type. Generated ones hold none.
     pub fn stored_columns(&self, table: &Table) -> Result<Vec<(String, String)>, CompactError> {
-        let columns: Vec<(String, String)> = self.rows(&format!(
-            "SELECT to_json([column_name, data_type])::VARCHAR FROM duckdb_columns()
-             WHERE database_name = '{MART}' AND schema_name = {} AND table_name = {} ORDER BY column_index",
-            literal(&table.schema),
-            literal(&table.name)
-        ))?;
+        let columns = self.columns(MART, table)?;
         if !table.sql.contains("GENERATED ALWAYS AS") {
             return Ok(columns);
         }
@@ -127,13 +122,35 @@ impl Instance {
         }
     }
 
-    /// All tables, by schema and name.
+    /// All tables of the mart, by schema and name.
     pub fn tables(&self) -> Result<Vec<Table>, CompactError> {
+        self.tables_of(MART)
+    }
+
+    /// The same of any attached database.
+    pub fn tables_of(&self, database: &str) -> Result<Vec<Table>, CompactError> {
         let rows: Vec<(String, String, String)> = self.rows(&format!(
             "SELECT to_json([schema_name, table_name, sql])::VARCHAR FROM duckdb_tables()
-             WHERE database_name = '{MART}' AND NOT internal ORDER BY schema_name, table_name"
+             WHERE database_name = '{database}' AND NOT internal ORDER BY schema_name, table_name"
         ))?;
         Ok(rows.into_iter().map(|(schema, name, sql)| Table { schema, name, sql }).collect())
+    }
+
+    /// Names and types of a table's columns; none if there is no such table.
+    pub fn columns(&self, database: &str, table: &Table) -> Result<Vec<(String, String)>, CompactError> {
+        self.rows(&format!(
+            "SELECT to_json([column_name, data_type])::VARCHAR FROM duckdb_columns()
+             WHERE database_name = '{database}' AND schema_name = {} AND table_name = {} ORDER BY column_index",
+            literal(&table.schema),
+            literal(&table.name)
+        ))
+    }
+
+    /// The one number of a query.
+    pub fn number(&self, sql: &str) -> Result<u64, CompactError> {
+        let texts = self.connection.column(sql)?;
+        let number = texts.first().and_then(|text| text.parse().ok());
+        number.ok_or_else(|| DuckError::new("INTERNAL Error: a count is no number").into())
     }
 }
 
@@ -147,6 +164,11 @@ pub(super) struct Table {
 }
 
 impl Table {
+    /// Whether both have the same name.
+    pub fn is(&self, other: &Self) -> bool {
+        (&self.schema, &self.name) == (&other.schema, &other.name)
+    }
+
     /// Its full name in the attached database `database`.
     pub fn within(&self, database: &str) -> String {
         format!("{database}.{}.{}", name(&self.schema), name(&self.name))

@@ -29,7 +29,7 @@ pub const MAX_TOKENS: usize = 40_000;
 /// Deepest nesting of brackets.
 pub const MAX_NESTING: usize = 150;
 /// The schema that the engine keeps its own tables in.
-const OWN_SCHEMA: &str = "_tarn";
+pub(crate) const OWN_SCHEMA: &str = "_tarn";
 /// Extensions that are there already, so that INSTALL and LOAD of them are answered as done.
 const LOADED_EXTENSIONS: [&str; 6] = ["httpfs", "parquet", "json", "icu", "core_functions", "autocomplete"];
 

@@ -22,6 +22,7 @@ use crate::error::{ApiError, Code};
 use crate::names::{Mart, MartId};
 use crate::orders::{Order, Swap, Swapped, give, refused};
 use crate::past::{Past, parse_at, snapshot_name};
+use crate::scratch;
 
 /// Moments that one answer lists at most; ask for an earlier span to see more.
 const MOST_MOMENTS: usize = 10_000;
@@ -170,6 +171,8 @@ pub(super) async fn delete_snapshot(
 struct Restore {
     at: String,
     #[serde(default)]
+    dry_run: bool,
+    #[serde(default)]
     expected_position: Option<replica::Position>,
 }
 
@@ -181,10 +184,18 @@ pub(super) async fn restore(
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
     caller.require_admin_of(&id.tenant)?;
-    let Restore { at, expected_position } = read_json(body).await?;
+    let Restore { at, dry_run, expected_position } = read_json(body).await?;
     let at = parse_at(&at)?;
     let past = Past::of(&app, &id).await?;
     let target = past.find(&at).await?;
+    if dry_run {
+        let now = past.now().await?;
+        if expected_position.is_some_and(|expected| expected != now.position) {
+            return Err(ApiError::new(Code::Conflict, format!("the mart is at {}", now.position)));
+        }
+        let tables = scratch::compare(&app, &past, &now, &target).await?;
+        return Ok(json(json!({"restores": target.position, "position": now.position, "tables": tables})));
+    }
     let mart = app.mart(&id).await?;
     // Another node may have it: then nothing is fetched here.
     mart.live().await?;

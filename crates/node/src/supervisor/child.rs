@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use engine::compact::{Checked, Compacted};
+use engine::compact::{Checked, Compacted, TableDiff};
 use serde::de::DeserializeOwned;
 use tokio::process::Command;
 
@@ -25,6 +25,11 @@ pub async fn compact(from: &Path, to: &Path) -> io::Result<Compacted> {
 /// Reads every row of a database.
 pub async fn check(db: &Path) -> io::Result<Checked> {
     answer(&run(&["--check".as_ref(), db], DEADLINE).await?)
+}
+
+/// How the rows of two databases differ.
+pub async fn diff(from: &Path, to: &Path) -> io::Result<Vec<TableDiff>> {
+    answer(&run(&["--diff".as_ref(), from, to], DEADLINE).await?)
 }
 
 async fn run(words: &[&Path], deadline: Duration) -> io::Result<Vec<u8>> {

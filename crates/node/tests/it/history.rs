@@ -201,3 +201,88 @@ async fn history_lists_positions_with_their_times_and_a_time_means_the_commit_be
         assert_eq!(get(&server, &format!("{MART}/history?{wrong}")).await.code(), "invalid", "{wrong}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_says_which_rows_would_come_and_go_and_changes_nothing() {
+    let server = TestServer::start().await;
+    server.query("CREATE TABLE t(a BIGINT); CREATE TABLE same AS SELECT 1 AS x; CREATE TABLE gone(y INT)").await;
+    server.query("INSERT INTO t VALUES (1), (1), (2)").await.rows();
+    let position = server.query("INSERT INTO gone VALUES (7)").await.position.expect("a position");
+    server.query("DELETE FROM t WHERE a = 2; INSERT INTO t VALUES (1), (3), (NULL)").await;
+    let now = server.query("DROP TABLE gone; CREATE TABLE fresh AS SELECT 1 AS z").await.position.expect("a position");
+    let body = json!({"at": position, "dry_run": true});
+    let answer = post(&server, &format!("{MART}/restore"), body).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    assert_eq!((&answer.body["restores"], &answer.body["position"]), (&json!(position), &json!(now)));
+    let tables = answer.body["tables"].as_array().expect("a list");
+    let found = |name: &str| {
+        let table = tables.iter().find(|table| table["table"] == name);
+        table.map(|table| (table["rows_added"].clone(), table["rows_removed"].clone()))
+    };
+    assert_eq!(found("t"), Some((json!(1), json!(3))), "2 comes back; one 1, 3 and NULL go");
+    assert_eq!(found("gone"), Some((json!(1), json!(0))));
+    assert_eq!(found("fresh"), Some((json!(0), json!(1))));
+    assert_eq!(found("same"), None);
+    let body = json!({"at": position, "dry_run": true, "expected_position": position});
+    assert_eq!(post(&server, &format!("{MART}/restore"), body).await.code(), "conflict");
+    assert_eq!(server.query("SELECT count(*) FROM t").await.rows()[0][0], json!(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_is_a_plain_file_that_any_duckdb_opens() {
+    let server = TestServer::start().await;
+    server.query("CREATE TABLE t AS SELECT range AS a FROM range(1000)").await.rows();
+    let position = insert(&server, -5).await;
+    server.query("DELETE FROM t").await.rows();
+    let body = json!({"at": position, "storage_class": "STANDARD_IA"});
+    let made = post(&server, &format!("{MART}/archives"), body).await;
+    assert_eq!(made.status, StatusCode::OK, "{made:?}");
+    let url = made.body["archives"][0]["url"].as_str().expect("a URL").to_owned();
+    assert!(url.starts_with("s3://sm-default-analytics/duckdb/dev/archives/2"), "{url}");
+    let file = server.objects_dir().join(url.strip_prefix("s3://").expect("a URL"));
+    let rows = crate::published::read(&file, "SELECT count(*) || ',' || min(a) FROM t");
+    assert_eq!(rows.as_deref(), Ok("1001,-5"));
+    for (body, code) in [
+        (json!({"storage_class": "x y"}), "invalid"),
+        (json!({"at": "9.9.9"}), "not_found"),
+        (json!({"at": position, "older_than_days": 1}), "invalid"),
+        (json!({"older_than_days": -1}), "invalid"),
+    ] {
+        assert_eq!(post(&server, &format!("{MART}/archives"), body.clone()).await.code(), code, "{body}");
+    }
+    let none = post(&server, &format!("{MART}/archives"), json!({"older_than_days": 1})).await;
+    assert_eq!(none.body["archives"], json!([]), "no day has ended that long ago");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_says_first_what_it_would_let_go_and_the_mart_lives_on() {
+    // A window of nothing, a grace of nothing: only the present stays.
+    let settings = [("TARN_RETENTION_DAYS", "0"), ("TARN_RETENTION_GRACE_HOURS", "0"), ("TARN_CHECKPOINT_WAL", "1KB")];
+    let mut server = TestServer::start_with(&settings).await;
+    server.query("CREATE TABLE t(a BIGINT)").await.rows();
+    let first = insert(&server, 0).await;
+    let body = json!({"name": "kept"});
+    post(&server, &format!("{MART}/snapshots"), body).await;
+    for value in 1..200 {
+        insert(&server, value).await;
+    }
+    server.logged("base shipped", 3).await;
+    let planned = post(&server, &format!("{MART}/sweep"), json!({"dry_run": true})).await;
+    assert_eq!(planned.status, StatusCode::OK, "{planned:?}");
+    assert!(!planned.body["objects"].as_array().expect("a list").is_empty(), "{planned:?}");
+    for _ in 0..2 {
+        let swept = post(&server, &format!("{MART}/sweep"), json!({})).await;
+        assert_eq!(swept.status, StatusCode::OK, "{swept:?}");
+    }
+    let early = get(&server, &format!("{MART}/history?limit=10000")).await;
+    let moments = early.body["moments"].as_array().expect("a list");
+    assert!(moments.iter().all(|moment| moment["position"] != first.as_str()), "the early ones are gone");
+    assert_eq!(restore(&server, &first).await.code(), "not_found");
+    insert(&server, 200).await;
+    server.kill_node().await;
+    server.wipe_state();
+    server.start_again().await;
+    assert_eq!(server.query("SELECT count(*) FROM t").await.rows()[0][0], json!(201));
+    assert_eq!(restore(&server, "kept").await.status, StatusCode::OK, "what has a name stays");
+    assert_eq!(values(&server, DEV).await, json!([0]));
+}

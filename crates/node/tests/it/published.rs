@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::server::TestServer;
 
 /// One value out of a DuckDB file, read by the stock Python package, read-only, in a process of its own.
-fn read(file: &Path, sql: &str) -> Result<String, String> {
+pub fn read(file: &Path, sql: &str) -> Result<String, String> {
     const SCRIPT: &str =
         "import sys, duckdb; print(duckdb.connect(sys.argv[1], read_only=True).execute(sys.argv[2]).fetchone()[0])";
     let python = concat!(env!("CARGO_MANIFEST_DIR"), "/../../vendor/venv/bin/python");
