@@ -56,7 +56,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env={**kept, **({"TARN_ADMIN_TOKEN": self.token} if self.token else {}), **self.environment},
+                env={**kept, **({"TARN_ADMIN_TOKEN": self.token} if self.token else {}), "TARN_TAKEOVER_AFTER": "never", **self.environment},
             )
         self.address = self._wait_for("address", lambda: (self.state / "address").read_text().strip())
         self._wait_for("readiness", lambda: urllib.request.urlopen(f"http://{self.address}/readyz", timeout=5).status)

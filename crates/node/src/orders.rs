@@ -36,7 +36,7 @@ pub enum Swap {
     /// Those of an earlier moment.
     Back {
         /// They, fetched.
-        prepared: Prepared,
+        prepared: Box<Prepared>,
         /// Where the mart must still be.
         expected: Option<Position>,
         /// Who waits.

@@ -89,11 +89,6 @@ impl Layout {
         name.split('/').fold(self.root.clone(), |path, part| path.join(part))
     }
 
-    /// Headers of a full range of slots.
-    pub fn headers(&self, number: u64) -> Path {
-        self.root.clone().join("headers").join(format!("{number:012}"))
-    }
-
     /// How a relative calls a manifest or pack that this mart calls `name`: `@{mart}/{incarnation}/{name}`.
     pub fn qualified(&self, name: &str) -> String {
         match name.starts_with('@') {

@@ -169,7 +169,7 @@ impl MartReplica {
         while let Some(object) = objects.try_next().await.map_err(|error| Error::store(root, error))? {
             let Some(name) = object.location.as_ref().strip_prefix(&format!("{root}/")) else { continue };
             let young = now - object.last_modified < chrono::Duration::days(1);
-            let of_the_log = ["log/", "kept/", "segment/", "headers/"].iter().any(|folder| name.starts_with(folder));
+            let of_the_log = ["log/", "kept/", "segment/"].iter().any(|folder| name.starts_with(folder));
             if !young && !of_the_log && name != "head" && !known.contains(name) {
                 unknown.push(name.to_owned());
             }

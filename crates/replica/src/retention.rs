@@ -80,7 +80,6 @@ pub fn plan(ledger: &Ledger, names: &Names, owner: &Owner, horizon_us: i64) -> P
     }
     for number in first / SLOTS_PER_SEGMENT..floor / SLOTS_PER_SEGMENT {
         doomed.insert(format!("segment/{number:012}"));
-        doomed.insert(format!("headers/{number:012}"));
     }
     let (stays, goes): (Vec<_>, Vec<_>) = ledger.entries.iter().partition(|(slot, _)| is_kept(slot));
     let used: BTreeSet<&Arc<str>> = stays.iter().flat_map(|(_, entry)| &entry.packs).map(|(pack, _)| pack).collect();

@@ -202,7 +202,7 @@ pub(super) async fn restore(
     let root = app.marts.ground().mart_dir(&id);
     let moment = target.position;
     let prepared = past.replica().prepare(&root, target).await.map_err(|error| refused(&error))?;
-    let swap = |reply| Order::Swap(Swap::Back { prepared, expected: expected_position, reply });
+    let swap = |reply| Order::Swap(Swap::Back { prepared: Box::new(prepared), expected: expected_position, reply });
     let done = give(mart.orders(), swap).await?;
     Ok(json(json!({"restored": moment, "before": done.before, "position": done.after})))
 }

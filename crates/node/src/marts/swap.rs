@@ -46,7 +46,7 @@ pub(super) async fn swap(
                 .hint("look at what has changed, then ask again with the new position");
             Err(Failed::Nothing(reply, error))
         }
-        Swap::Back { prepared, reply, .. } => match shipper.go_back(prepared, node).await {
+        Swap::Back { prepared, reply, .. } => match shipper.go_back(*prepared, node).await {
             Ok(after) => Ok((Swapped { before, after, compacted: None }, reply)),
             Err(error) => Err(Failed::Unknown(reply, refused(&error).outcome(Outcome::Unknown))),
         },

@@ -56,7 +56,7 @@ impl Shipper {
         let (epoch, base_slot, tip) = (self.head.epoch, self.head.base_slot, self.head.tip);
         let payload = names.encode();
         let draft = Draft { epoch, base_slot, tip, kind: Kind::Names {}, time_us: now_us(), detour: None };
-        self.append(draft, &payload, Effect::Names(Box::new(names))).await
+        self.append_beside(draft, &payload, Effect::Names(Box::new(names))).await
     }
 
     /// Goes back: from here on the mart is what it was then, in a new epoch and a new directory. What it was until now stays in the

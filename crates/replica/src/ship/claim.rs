@@ -25,14 +25,19 @@ impl Shipper {
             time_us: now_us(),
             detour: None,
         };
-        let (header, bytes) = draft.encode(self.log.incarnation, &self.head, &[]);
+        self.append_beside(draft, &[], Effect::Head).await
+    }
+
+    /// Appends a record that says nothing of the files, and so may come between a checkpoint and its base.
+    pub(super) async fn append_beside(&mut self, draft: Draft, payload: &[u8], effect: Effect) -> Result<()> {
+        let (header, bytes) = draft.encode(self.log.incarnation, &self.head, payload);
         let hash = Hash::of(&bytes);
         self.intend_from(header.slot, hash).await?;
-        self.pending = Some(Pending { header, bytes, hash, effect: Effect::Head });
+        self.pending = Some(Pending { header, bytes, hash, effect });
         self.settle().await
     }
 
-    /// A checkpoint that was begun at the head, and may have run, was begun at the claim too: nothing comes between.
+    /// A checkpoint that was begun at the head, and may have run, was begun at the next record too: nothing comes between.
     async fn intend_from(&self, slot: u64, hash: Hash) -> Result<()> {
         let Some(mut local) = Local::read(&self.dir) else { return Ok(()) };
         let Some(intent) = &mut local.intent else { return Ok(()) };
