@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """`make bench`: every figure of docs/performance.md, measured in one run and written into it.
 
-    bench/run.py [--only streams,selects,commits,bulk,restore,idle] [--stores file,s3] [--print]
+    bench/run.py [--only streams,selects,commits,bulk,history,restore,idle] [--stores file,s3] [--print]
 
 Each figure is a ratio to a peer that is measured in the same minutes on the same machine: DuckDB in-process for the same statement,
 our own `local` for `object`, parallel GETs for a restore. Ratios travel between machines, seconds don't. Nothing else should run meanwhile.
@@ -19,13 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests")]
 
 import data  # noqa: E402
+import history  # noqa: E402
 import replication  # noqa: E402
 import report  # noqa: E402
 import statements  # noqa: E402
 import streams  # noqa: E402
 from served import Server, Weed  # noqa: E402
 
-FIGURES = ["idle", "selects", "streams", "commits", "bulk", "restore"]
+FIGURES = ["idle", "selects", "streams", "commits", "bulk", "history", "restore"]
 BUCKETS = ["tarn-control", "sm-default-analytics", "sm-default-processed", "sm-default-raw"]
 
 
@@ -71,6 +72,8 @@ def measure(store, only):
             yield from replication.bulk(server, name)
         if "commits" in only:
             yield from statements.commits(server, name)
+        if "history" in only:
+            yield from history.measure(server, weed, name)
         if "restore" in only and weed:
             yield from replication.restore(server, weed)
 
