@@ -25,6 +25,7 @@ pub mod restore;
 pub mod retention;
 pub mod ship;
 pub mod store;
+pub mod verify;
 pub mod view;
 pub mod wal;
 pub mod writer;

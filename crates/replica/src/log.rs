@@ -292,7 +292,7 @@ impl Log {
         self.check_as(self.layout.slot(slot).as_ref(), slot, bytes)
     }
 
-    fn check_as(&self, object: &str, slot: u64, bytes: &Bytes) -> Result<Record> {
+    pub(crate) fn check_as(&self, object: &str, slot: u64, bytes: &Bytes) -> Result<Record> {
         let record = Record::decode(object, bytes)?;
         if record.header.slot != slot || record.header.incarnation != self.incarnation {
             return Err(Error::corrupt(object, "it belongs elsewhere"));
@@ -300,7 +300,7 @@ impl Log {
         Ok(record)
     }
 
-    async fn read_hint(&self) -> Result<Option<u64>> {
+    pub(crate) async fn read_hint(&self) -> Result<Option<u64>> {
         let Some(bytes) = self.fetch_object(&self.layout.head()).await? else { return Ok(None) };
         Ok(serde_json::from_slice::<Hint>(&bytes).ok().map(|hint| hint.slot))
     }
@@ -313,6 +313,26 @@ impl Log {
             last = last.max(self.layout.parse_slot(&object.location));
         }
         Ok(last)
+    }
+
+    /// `Corrupt` if there are records after the head that was found, but not the next one: the search for the head met a hole, and a
+    /// fence in it would give up what lies behind.
+    pub(crate) async fn ends_at(&self, head: u64) -> Result<()> {
+        let prefix = self.layout.log();
+        let mut after = self.stores.data.list_with_offset(Some(&prefix), &self.layout.slot(head));
+        let mut next = None;
+        while let Some(object) = after.try_next().await.map_err(|error| Error::store(&prefix, error))? {
+            let slot = self.layout.parse_slot(&object.location).filter(|slot| *slot > head);
+            next = next.into_iter().chain(slot).min();
+        }
+        match next {
+            Some(slot) if slot > head + 1 => {
+                let missing = self.layout.slot(head + 1);
+                Err(Error::corrupt(missing.as_ref(), "a later record exists but this one is missing"))
+            }
+            // Nothing, or a writer that was faster: the next create will tell.
+            _ => Ok(()),
+        }
     }
 
     /// Whether every slot from here to the end is there. Fences stay when what is around them was swept.
@@ -347,7 +367,7 @@ impl Log {
         self.fetch_object(&self.layout.slot(slot)).await
     }
 
-    async fn fetch_object(&self, key: &object_store::path::Path) -> Result<Option<Bytes>> {
+    pub(crate) async fn fetch_object(&self, key: &object_store::path::Path) -> Result<Option<Bytes>> {
         let read = async { self.stores.data.get(key).await?.bytes().await };
         match read.await {
             Ok(bytes) => Ok(Some(bytes)),

@@ -143,6 +143,7 @@ impl MartReplica {
                 return Err(Error::Unavailable { what: "the log's writer went on".into(), source: None });
             }
             let started = Instant::now();
+            self.log.ends_at(record.header.slot).await?;
             // Read and check everything that is small before the old writer is deposed.
             let plan = self.plan(&record, true).await?;
             let source = Source::load(&self.log, &plan).await?;

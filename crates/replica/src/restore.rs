@@ -20,6 +20,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
@@ -62,19 +63,33 @@ pub(crate) async fn load_named_manifest(
     hash: Hash,
     iteration: u64,
 ) -> Result<Manifest> {
-    let bad_name = || Error::corrupt(format!("log record {slot}"), "it names no manifest");
-    let key = log.layout.named(name).ok_or_else(bad_name)?;
-    let home = log.layout.home_of(name).ok_or_else(bad_name)?;
+    let key = log.layout.named(name).ok_or_else(|| names_no_manifest(slot))?;
     let read = async { log.stores.data.get(&key).await?.bytes().await };
     let bytes = read.await.map_err(|error| Error::required(&key, error))?;
-    if Hash::of(&bytes) != hash {
+    check_manifest(log, slot, (name, hash, iteration), &bytes)
+}
+
+/// Whether these bytes are the manifest that the record in `slot` names: by its name, its hash and its iteration.
+pub(crate) fn check_manifest(
+    log: &Log,
+    slot: u64,
+    (name, hash, iteration): (&str, Hash, u64),
+    bytes: &Bytes,
+) -> Result<Manifest> {
+    let key = log.layout.named(name).ok_or_else(|| names_no_manifest(slot))?;
+    let home = log.layout.home_of(name).ok_or_else(|| names_no_manifest(slot))?;
+    if Hash::of(bytes) != hash {
         return Err(Error::corrupt(key.as_ref(), "it is not the one that the log names"));
     }
-    let manifest = Manifest::decode(key.as_ref(), &home, home.owner() != log.layout.owner(), &bytes)?;
+    let manifest = Manifest::decode(key.as_ref(), &home, home.owner() != log.layout.owner(), bytes)?;
     if manifest.iteration != iteration {
         return Err(Error::corrupt(key.as_ref(), "it is of another iteration than the log says"));
     }
     Ok(manifest)
+}
+
+fn names_no_manifest(slot: u64) -> Error {
+    Error::corrupt(format!("log record {slot}"), "it names no manifest")
 }
 
 /// Hash of the WAL up to the tip's last whole commit; checks on the way that the log's parts are what was shipped.

@@ -9,3 +9,4 @@ mod past;
 mod shipping;
 mod stores;
 mod sweep;
+mod verify;
