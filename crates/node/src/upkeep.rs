@@ -14,8 +14,8 @@ use crate::http::App;
 use crate::names::MartId;
 use crate::orders::{Order, Swap, give};
 
-/// How often it is looked what is due.
-const LOOK: Duration = Duration::from_secs(60);
+/// How often it is looked what is due, at most and at least.
+const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Retention is looked after so often.
 const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// Begins the names of snapshots that a schedule made.
@@ -41,7 +41,11 @@ impl Job {
 
 /// Looks after the open marts until cancelled.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
-    while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+    let upkeep = app.config.upkeep;
+    let periods = [upkeep.snapshot_every, upkeep.vacuum_every, Some(SWEEP_EVERY)];
+    let look = periods.into_iter().flatten().min().unwrap_or(SWEEP_EVERY) / 4;
+    let look = look.clamp(LOOK.0, LOOK.1);
+    while stop.run_until_cancelled(tokio::time::sleep(look)).await.is_some() {
         for id in app.marts.open_ids() {
             if let Some(Err(error)) = stop.run_until_cancelled(look_after(&app, &id)).await {
                 tracing::warn!(mart = %id, %error, "upkeep failed; tried again");

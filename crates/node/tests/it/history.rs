@@ -286,3 +286,28 @@ async fn a_sweep_says_first_what_it_would_let_go_and_the_mart_lives_on() {
     assert_eq!(restore(&server, "kept").await.status, StatusCode::OK, "what has a name stays");
     assert_eq!(values(&server, DEV).await, json!([0]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_names_moments_of_marts_that_changed() {
+    // Every 1.8 seconds.
+    let server = TestServer::start_with(&[("TARN_SNAPSHOT_EVERY_HOURS", "0.0005")]).await;
+    server.query("CREATE TABLE t(a BIGINT)").await.rows();
+    let mut seen = Vec::new();
+    for value in 0..2 {
+        let position = insert(&server, value).await;
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        loop {
+            let listed = get(&server, &format!("{MART}/snapshots")).await;
+            let named = listed.body["snapshots"].as_array().expect("a list").clone();
+            if let Some(found) = named.iter().find(|shown| shown["position"] == position.as_str()) {
+                assert_eq!(found["automatic"], json!(true));
+                seen.push(found["name"].as_str().expect("a name").to_owned());
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "{listed:?}");
+        }
+    }
+    assert!(seen.iter().all(|name| name.starts_with("auto-2")) && seen[0] != seen[1], "{seen:?}");
+    assert_eq!(restore(&server, &seen[0]).await.status, StatusCode::OK);
+    assert_eq!(values(&server, DEV).await, json!([0]));
+}

@@ -140,6 +140,8 @@ async fn a_vacuum_gives_space_back_under_reads_and_keeps_every_row() {
     assert!(bytes_after.expect("bytes") * 2 < bytes_before.expect("bytes"), "{done:?}");
     assert_eq!(reader.await.expect("it ends").rows()[0][0], json!(100_000 * 300), "a read under way is not cut off");
     assert_eq!(*server.query("SELECT sum(a), count(*), max(b) FROM t").await.rows(), sum);
+    let again = server.query("vacuum;").await;
+    assert!(again.rows()[0][1].as_u64() <= bytes_after, "in SQL it is the same: {again:?}");
     let refused = server.query("INSERT INTO c VALUES (2)").await;
     assert_eq!(refused.code(), "sql", "the foreign key is still there: {refused:?}");
     server.query("INSERT INTO t VALUES (-1, 'x')").await.rows();
