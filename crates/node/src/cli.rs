@@ -11,6 +11,7 @@ mod query;
 mod serve;
 mod table;
 mod token;
+mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -81,6 +82,11 @@ enum Command {
     /// Let go what the retention window has passed, now instead of daily.
     #[command(after_help = "Example:\n  tarn sweep tarn://127.0.0.1:8642/default/dev --dry-run")]
     Sweep(history::SweepArgs),
+    /// Read a mart's replica back from the object store; exits with 1 if something is damaged.
+    #[command(
+        after_help = "Examples:\n  tarn verify tarn://127.0.0.1:8642/default/sales\n  tarn verify tarn://127.0.0.1:8642/default/sales --all --repair"
+    )]
+    Verify(verify::Args),
     /// Check the store, credentials, disk, extensions and limits, and say what to do about each.
     #[command(after_help = "Example:\n  tarn doctor --store s3")]
     Doctor(doctor::Args),
@@ -104,6 +110,7 @@ pub fn main() -> ExitCode {
         Command::Vacuum(args) => client::block_on(history::vacuum(args)),
         Command::Archive(args) => client::block_on(history::archive(args)),
         Command::Sweep(args) => client::block_on(history::sweep(args)),
+        Command::Verify(args) => client::block_on(verify::run(args)),
         Command::Doctor(args) => doctor::run(&args),
     };
     match ran {

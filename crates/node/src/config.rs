@@ -78,6 +78,8 @@ pub struct Config {
     pub publish: Option<MartId>,
     /// Size beyond which it is not.
     pub publish_max_bytes: u64,
+    /// Where to tell metrics without a token: loopback.
+    pub metrics_listen: Option<SocketAddr>,
     /// Log filter.
     pub log: String,
     /// Log as JSON lines.
@@ -185,6 +187,7 @@ impl Config {
                 Some(mart_id(&publish).ok_or_else(|| ConfigError::of("publish", "wants TENANT/MART or `none`"))?)
             },
             publish_max_bytes: layers.bytes("publish_max")?,
+            metrics_listen: metrics_listen(layers)?,
             log: layers.text("log"),
             log_json: match layers.text("log_format").as_str() {
                 "json" => true,
@@ -192,6 +195,20 @@ impl Config {
                 _ => return Err(ConfigError::of("log_format", "wants `text` or `json`")),
             },
         })
+    }
+}
+
+fn metrics_listen(layers: &Layers) -> Result<Option<SocketAddr>, ConfigError> {
+    if layers.optional("metrics_listen").is_none() {
+        return Ok(None);
+    }
+    let place: SocketAddr = layers.parse("metrics_listen")?;
+    match place.ip().is_loopback() {
+        true => Ok(Some(place)),
+        false => Err(ConfigError::of(
+            "metrics_listen",
+            "wants an address of loopback: it names tenants and marts and asks no token",
+        )),
     }
 }
 
@@ -439,6 +456,7 @@ mod tests {
         assert!(problem(&[("engine_memory", "5")], "").contains("at least 128MB"));
         assert!(problem(&[("control", "sm-a-raw")], "").contains("tenant"));
         assert_eq!(problem(&[("listen", "0.0.0.0:1"), ("insecure", "true")], ""), "");
+        assert!(problem(&[("metrics_listen", "0.0.0.0:9")], "").contains("loopback"));
         assert!(problem(&[("takeover_after", "25")], "").contains("TARN_TAKEOVER_AFTER"));
         assert!(problem(&[("takeover_after", "900ms")], "").contains("at least 1s"));
         for bad in ["here", "here:0", "http://here:1", "a@here:1"] {

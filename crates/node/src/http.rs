@@ -6,11 +6,13 @@ mod forward;
 mod health;
 mod history;
 mod marts;
+mod metrics;
 mod positions;
 mod query;
 mod running;
 mod tenants;
 mod tokens;
+mod verify;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +36,9 @@ use crate::control::{Control, MartEntry, TenantEntry};
 use crate::error::{ApiError, Code};
 use crate::followers::Followers;
 use crate::marts::{Marts, OpenMart};
+use crate::metrics::Metrics;
 use crate::names::{Mart, MartId, Tenant};
+use crate::verify::Verifier;
 
 /// Bodies of requests other than table loads; SQL itself is limited to 256 KB by the engine, parameters may be long.
 const MAX_BODY_BYTES: usize = 16 << 20;
@@ -53,10 +57,15 @@ pub struct App {
     pub running: Running,
     /// Engines on earlier moments.
     pub followers: Followers,
+    /// Reads replicas back.
+    pub verifier: Verifier,
+    /// What is counted.
+    pub metrics: Metrics,
     /// False once the node shuts down.
     pub ready: AtomicBool,
 }
 
+pub use metrics::open_routes as metrics_routes;
 pub use running::Running;
 
 type Shared = Arc<App>;
@@ -80,9 +89,11 @@ pub fn routes(app: Shared) -> Router {
         .merge(of_marts)
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
+        .route("/metrics", get(metrics::show))
         .route("/v1/tenants", get(tenants::list).post(tenants::create))
         .route("/v1/tenants/{tenant}/marts", get(marts::list).post(marts::create))
         .route("/v1/tenants/{tenant}/marts/{mart}", get(marts::show).delete(marts::delete))
+        .route("/v1/tenants/{tenant}/marts/{mart}/verify", post(verify::verify))
         .route("/v1/queries/{id}", get(running::progress).delete(running::cancel))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))

@@ -26,14 +26,16 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::followers::Followers;
 use crate::gateway::Gateway;
-use crate::http::{App, Running, routes};
+use crate::http::{App, Running, metrics_routes, routes};
 use crate::marts::{Ground, Marts};
+use crate::metrics::Metrics;
 use crate::names::MartId;
 use crate::publish;
 use crate::scratch;
 use crate::stores::BucketStores;
 use crate::supervisor::SocketDir;
 use crate::upkeep;
+use crate::verify::Verifier;
 
 /// Answers under way have this long to end at a shutdown.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -47,6 +49,7 @@ const ADDRESS_FILE: &str = "address";
 pub struct Server {
     app: Arc<App>,
     listener: TcpListener,
+    metrics: Option<TcpListener>,
     address: SocketAddr,
     background: CancellationToken,
     admin_token: Option<String>,
@@ -120,6 +123,10 @@ impl Server {
             TcpListener::bind(config.listen).await.map_err(system(format!("can't listen on {}", config.listen)))?;
         let address = listener.local_addr().map_err(system("can't tell the address"))?;
         scratch::clean(&state_dir);
+        let metrics = match config.metrics_listen {
+            Some(place) => Some(TcpListener::bind(place).await.map_err(system(format!("can't listen on {place}")))?),
+            None => None,
+        };
         let ground = Arc::new(ground);
         let app = Arc::new(App {
             followers: Followers::new(ground.clone(), config.past_engines, config.past_idle),
@@ -128,13 +135,23 @@ impl Server {
             admin,
             marts: Marts::new(ground),
             running: Running::default(),
+            verifier: Verifier::new(&state_dir).map_err(system("can't remove what earlier trial restores left"))?,
+            metrics: Metrics::default(),
             ready: AtomicBool::new(true),
         });
         write_address(&state_dir, address).map_err(system("can't write the address into the state directory"))?;
         if let Err(error) = app.marts.ground().cluster.beat().await {
             tracing::warn!(%error, "the first heartbeat did not get through; trying again");
         }
-        Ok(Self { app, listener, address, background: CancellationToken::new(), admin_token, _state_lock: state_lock })
+        Ok(Self {
+            app,
+            listener,
+            metrics,
+            address,
+            background: CancellationToken::new(),
+            admin_token,
+            _state_lock: state_lock,
+        })
     }
 
     /// Where it listens.
@@ -149,7 +166,7 @@ impl Server {
 
     /// Serves until `stop`, then ends in order: no new requests, answers under way, engines, last commits, heartbeats.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { app, listener, background, .. } = self;
+        let Self { app, listener, metrics, background, .. } = self;
         let polling = tokio::spawn({
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.control.poll(cancel).await }
@@ -157,6 +174,17 @@ impl Server {
         let tending = tokio::spawn({
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.followers.tend(cancel).await }
+        });
+        let watching = tokio::spawn({
+            let (app, cancel) = (app.clone(), background.clone());
+            async move { app.watch_progress(cancel).await }
+        });
+        let telling = metrics.map(|listener| {
+            let stopped = background.clone().cancelled_owned();
+            let served = axum::serve(listener, metrics_routes(app.clone())).with_graceful_shutdown(stopped);
+            tokio::spawn(async move {
+                served.await.unwrap_or_else(|error| tracing::warn!(%error, "metrics are not served any more"))
+            })
         });
         let keeping = tokio::spawn(upkeep::run(app.clone(), background.clone()));
         let last_beat = CancellationToken::new();
@@ -172,7 +200,10 @@ impl Server {
         app.marts.shutdown().await;
         app.marts.ground().gateway.shutdown().await;
         last_beat.cancel();
-        for task in [Some(polling), Some(tending), Some(keeping), publishing, Some(beating)].into_iter().flatten() {
+        for task in [Some(polling), Some(tending), Some(keeping), Some(watching), telling, publishing, Some(beating)]
+            .into_iter()
+            .flatten()
+        {
             // A task that panicked has said so already.
             let _ = task.await;
         }

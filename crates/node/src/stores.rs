@@ -13,6 +13,7 @@ mod lister;
 mod listing;
 mod s3;
 mod sts;
+mod versions;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use object_store::memory::InMemory;
 pub use bucket::{Bucket, BucketName, BucketTemplates, TenantBuckets};
 pub use listing::{Entry, Listing, Page, Start};
 pub use s3::S3Config;
+pub use versions::{BucketVersions, Versioning};
 
 use crate::error::{ApiError, Code};
 use crate::names::Tenant;

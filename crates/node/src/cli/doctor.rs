@@ -17,7 +17,7 @@ use crate::cluster;
 use crate::config::Config;
 use crate::control::Control;
 use crate::names::Tenant;
-use crate::stores::{Bucket, BucketName, BucketStores, StoreConfig};
+use crate::stores::{Bucket, BucketName, BucketStores, StoreConfig, Versioning};
 
 const LITTLE_DISK_BYTES: u64 = 2 << 30;
 const FEW_FILES: u64 = 4096;
@@ -193,7 +193,10 @@ async fn check_store(config: &Config, report: &mut Report) {
     let fallback: Tenant = "default".parse().expect("a legal name");
     let tenants = if state.tenants.is_empty() { vec![&fallback] } else { state.tenants.keys().collect() };
     for tenant in tenants {
-        check_bucket(&stores, &stores.names_of(tenant).analytics, &format!("bucket of tenant {tenant}"), report).await;
+        let what = format!("bucket of tenant {tenant}");
+        if let Some(bucket) = check_bucket(&stores, &stores.names_of(tenant).analytics, &what, report).await {
+            check_versioning(&bucket, &format!("versioning of tenant {tenant}"), report).await;
+        }
     }
 }
 
@@ -242,6 +245,34 @@ async fn check_nodes(config: &Config, bucket: &Bucket, report: &mut Report) {
         };
         note(report, format!("node {id}"), verdict, text, advice);
     }
+}
+
+/// Whether what is overwritten or deleted in the bucket could be had back.
+async fn check_versioning(bucket: &Bucket, what: &str, report: &mut Report) {
+    let (verdict, found, advice) = match bucket.versioning().await {
+        Ok(Versioning::On) => (Verdict::Ok, "on".to_owned(), ""),
+        Ok(Versioning::Suspended) => (
+            Verdict::Warn,
+            "suspended: what is deleted now can't be had back".to_owned(),
+            "turn it on again; docs/recovery.md says how, and how long to keep older versions",
+        ),
+        Ok(Versioning::Off) => (
+            Verdict::Warn,
+            "off: `tarn verify --repair` has nothing to repair from".to_owned(),
+            "turn it on; docs/recovery.md says how, and how long to keep older versions",
+        ),
+        Ok(Versioning::None) => (
+            Verdict::Ok,
+            "this store keeps no older versions".to_owned(),
+            "back the directory up, or use S3 with versioning: `tarn verify --repair` needs older versions",
+        ),
+        Err(error) => (
+            Verdict::Warn,
+            error.to_string(),
+            "allow the credentials `s3:GetBucketVersioning`, `s3:ListBucketVersions` and `s3:GetObjectVersion`",
+        ),
+    };
+    note(report, what, verdict, found, advice);
 }
 
 /// Write, conditional write, read, list, delete.

@@ -249,6 +249,12 @@ pub const SETTINGS: &[Setting] = &[
     ),
     value("publish_max", &["TARN_PUBLISH_MAX"], "2GB", "A bigger mart is not published."),
     value(
+        "metrics_listen",
+        &["TARN_METRICS_LISTEN"],
+        "",
+        "Address on loopback at which `/metrics` is told without a token; none means only on the main address, to the admin token.",
+    ),
+    value(
         "log",
         &["TARN_LOG"],
         "info,s3s=off",

@@ -372,6 +372,9 @@ impl super::App {
         })
         .await?;
         let named = names.snapshots.get(&name).cloned();
+        if let Some(named) = &named {
+            self.metrics.snapshot_taken(id, named.created_us);
+        }
         named.ok_or_else(|| ApiError::internal("a snapshot was named", "it is not there"))
     }
 

@@ -2,9 +2,11 @@
 //! other people's buckets have such keys.
 //!
 //! Asks for one page, signed, three times at most. Keys come back as they are; whether one is usable is for [`super::listing`].
+//! Other queries of a bucket go the same way ([`super::versions`]).
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use http::StatusCode;
 use object_store::aws::{AwsAuthorizer, AwsCredentialProvider};
@@ -49,17 +51,22 @@ pub(super) struct Answer {
 impl Lister {
     /// One page.
     pub(super) async fn ask(&self, question: &Question<'_>) -> Result<Answer> {
+        parse(&self.get(&question.encoded()).await?).map_err(generic)
+    }
+
+    /// What the bucket itself answers to a query of ours, encoded.
+    pub(super) async fn get(&self, query: &str) -> Result<Bytes> {
         let mut waits = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut attempt = 1;
         loop {
-            let failed = match tokio::time::timeout(DEADLINE, self.attempt(question)).await {
+            let failed = match tokio::time::timeout(DEADLINE, self.attempt(query)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(failed)) => failed,
                 Err(_) => Failed::Again("no answer in time".into()),
             };
             match failed {
                 Failed::Again(why) if attempt < ATTEMPTS => {
-                    tracing::debug!(why, "a list is asked for again");
+                    tracing::debug!(why, "a bucket is asked again");
                     attempt += 1;
                     tokio::time::sleep(waits.after_failure()).await;
                 }
@@ -69,9 +76,9 @@ impl Lister {
         }
     }
 
-    async fn attempt(&self, question: &Question<'_>) -> std::result::Result<Answer, Failed> {
+    async fn attempt(&self, query: &str) -> std::result::Result<Bytes, Failed> {
         let credential = self.credentials.get_credential().await.map_err(Failed::Final)?;
-        let uri = format!("{}?{}", self.address, question.encoded());
+        let uri = format!("{}?{query}", self.address);
         let request = http::Request::get(uri).body(HttpRequestBody::empty());
         let mut request = request.map_err(|error| Failed::Final(generic(error)))?;
         AwsAuthorizer::new(&credential, "s3", &self.region).authorize(&mut request, None);
@@ -79,15 +86,19 @@ impl Lister {
         let status = answer.status();
         let body = answer.into_body().bytes().await.map_err(|error| Failed::Again(error.to_string()))?;
         if status.is_success() {
-            return parse(&body).map_err(|error| Failed::Final(generic(error)));
+            return Ok(body);
         }
-        let why = format!("the store answered {status} to a list");
+        let why = format!("the store answered {status} to a query of a bucket");
         Err(match status {
             StatusCode::NOT_FOUND => Failed::Final(Error::NotFound { path: String::new(), source: why.into() }),
             StatusCode::FORBIDDEN => Failed::Final(Error::PermissionDenied { path: String::new(), source: why.into() }),
             StatusCode::UNAUTHORIZED => {
                 Failed::Final(Error::Unauthenticated { path: String::new(), source: why.into() })
             }
+            StatusCode::NOT_IMPLEMENTED => Failed::Final(Error::NotImplemented {
+                operation: "this query of a bucket".into(),
+                implementer: "the store".into(),
+            }),
             StatusCode::TOO_MANY_REQUESTS => Failed::Again(why),
             status if status.is_server_error() => Failed::Again(why),
             _ => Failed::Final(generic(why)),
@@ -166,7 +177,7 @@ fn parse(xml: &[u8]) -> std::result::Result<Answer, Box<dyn std::error::Error + 
     Ok(Answer { entries: objects.chain(folded).collect(), last_key, next })
 }
 
-fn generic(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+pub(super) fn generic(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::Generic { store: "S3", source: source.into() }
 }
 

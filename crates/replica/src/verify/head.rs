@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::ObjectStore;
+use object_store::path::Path as Key;
 
-use super::survey::{Fault, Need, Survey, corrupt, missing, sight};
+use super::survey::{Fault, Need, Survey, missing, sight};
 use super::{Versions, What};
 use crate::error::{Error, Result};
 use crate::hash::Hash;
@@ -34,25 +35,31 @@ impl Survey<'_> {
                 Err(fault) => self.blame(fault, self.lost(slot, None)),
             }
         }
-        match (&head, self.versions) {
-            (Some(head), Some(versions)) => self.look_beyond(head, &once, versions).await?,
-            (Some(head), None) => self.compare_hint(head).await?,
-            (None, Some(versions)) => self.look_below(&once, versions).await?,
-            (None, None) => {}
+        match (head, self.versions) {
+            (Some(head), Some(versions)) => self.look_beyond(head, &once, versions).await.map(Some),
+            (Some(head), None) => {
+                self.compare_hint(&head).await?;
+                Ok(Some(head))
+            }
+            (None, Some(versions)) => self.look_below(&once, versions).await,
+            (None, None) => Ok(None),
         }
-        Ok(head)
     }
 
     fn lost(&self, slot: u64, prev: Option<Hash>) -> Need {
         Need::Record { log: self.log.clone(), slot, hash: None, prev }
     }
 
-    /// Records after the head that older versions prove to have been part of this history.
-    async fn look_beyond(&mut self, head: &Record, once: &BTreeSet<u64>, versions: &dyn Versions) -> Result<()> {
-        let (mut slot, mut prev) = (head.header.slot + 1, head.hash);
-        while once.contains(&slot) || self.listed.contains(&slot) {
+    /// Records after the head that older versions prove to have been part of this history. The last of them is the head.
+    async fn look_beyond(&mut self, head: Record, once: &BTreeSet<u64>, versions: &dyn Versions) -> Result<Record> {
+        let mut head = head;
+        loop {
+            let (slot, prev) = (head.header.slot + 1, head.hash);
+            if !once.contains(&slot) && !self.listed.contains(&slot) {
+                return Ok(head);
+            }
             let continues = |record: &Record| record.header.prev == prev;
-            let Some(record) = older(self.log, slot, versions, continues).await? else { return Ok(()) };
+            let Some(record) = older(self.log, slot, versions, continues).await? else { return Ok(head) };
             let key = self.log.layout.slot(slot);
             let need = self.lost(slot, Some(prev));
             match self.found.get_mut(&key) {
@@ -62,13 +69,12 @@ impl Survey<'_> {
                     self.blame(Fault { key, what: What::Missing, reason: reason.into() }, need);
                 }
             }
-            (slot, prev) = (slot + 1, record.hash);
+            head = record;
         }
-        Ok(())
     }
 
     /// Nothing in the log can be read: its newest record that was whole once is the one to begin with.
-    async fn look_below(&mut self, once: &BTreeSet<u64>, versions: &dyn Versions) -> Result<()> {
+    async fn look_below(&mut self, once: &BTreeSet<u64>, versions: &dyn Versions) -> Result<Option<Record>> {
         for slot in once.iter().rev() {
             if let Some(record) = older(self.log, *slot, versions, |_| true).await? {
                 let need = Need::Record { log: self.log.clone(), slot: *slot, hash: Some(record.hash), prev: None };
@@ -77,10 +83,10 @@ impl Survey<'_> {
                     Some((_, known)) => *known = need,
                     None => self.blame(missing(key), need),
                 }
-                return Ok(());
+                return Ok(Some(record));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The hint names a slot that was won. It may be old, not ahead.
@@ -111,22 +117,32 @@ pub(super) async fn older_bytes(
     wanted: impl Fn(&Record) -> bool,
 ) -> Result<Option<(Record, Bytes, String)>> {
     for key in [log.layout.slot(slot), log.layout.kept(slot)] {
-        let unavailable = |error| Error::store(&key, error);
-        let all = versions.list(key.as_ref()).await.map_err(unavailable)?;
-        for version in all.into_iter().filter(|version| version.key == key && !version.deleted) {
-            let bytes = match versions.get(&key, &version.id).await {
-                Ok(bytes) => bytes,
-                // Its lifetime ended between the two questions.
-                Err(object_store::Error::NotFound { .. }) => continue,
-                Err(error) => return Err(unavailable(error)),
-            };
-            match log.check_as(key.as_ref(), slot, &bytes) {
-                Ok(record) if wanted(&record) => return Ok(Some((record, bytes, version.id))),
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::debug!(reason = corrupt(key.clone(), &error).reason, "an older version does not fit")
-                }
-            }
+        let check = |bytes: &Bytes| log.check_as(key.as_ref(), slot, bytes).ok().filter(&wanted);
+        let found = older_object(&key, versions, check).await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+/// What the newest version of an object is that passes a check, with its bytes and what the store calls it.
+pub(super) async fn older_object<T>(
+    key: &Key,
+    versions: &dyn Versions,
+    check: impl Fn(&Bytes) -> Option<T>,
+) -> Result<Option<(T, Bytes, String)>> {
+    let unavailable = |error| Error::store(key, error);
+    let all = versions.list(key.as_ref()).await.map_err(unavailable)?;
+    for version in all.into_iter().filter(|version| version.key == *key && !version.deleted) {
+        let bytes = match versions.get(key, &version.id).await {
+            Ok(bytes) => bytes,
+            // Its lifetime ended between the two questions.
+            Err(object_store::Error::NotFound { .. }) => continue,
+            Err(error) => return Err(unavailable(error)),
+        };
+        if let Some(checked) = check(&bytes) {
+            return Ok(Some((checked, bytes, version.id)));
         }
     }
     Ok(None)

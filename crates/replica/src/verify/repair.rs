@@ -7,7 +7,7 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 use serde::Serialize;
 
-use super::head::older_bytes;
+use super::head::{older_bytes, older_object};
 use super::survey::{Depth, Need, Survey};
 use super::{Report, Scope, Versions, What, packs, segments};
 use crate::error::{Error, Result};
@@ -38,6 +38,9 @@ pub struct Outcome {
 
 /// One slot of one log, by the log's root.
 type Place = (Key, u64);
+
+/// Bytes that passed, and the version that they are of.
+type Found = Option<(Bytes, Option<String>)>;
 
 /// A record that is to be put back.
 struct Wanted<'a> {
@@ -99,12 +102,12 @@ impl Work<'_> {
             let found = match need {
                 Need::Manifest { log, slot, name, hash, iteration } => {
                     let named = (name.as_str(), *hash, *iteration);
-                    self.older(key, |bytes| Ok(restore::check_manifest(log, *slot, named, bytes).is_ok())).await?
+                    self.older(key, |bytes| restore::check_manifest(log, *slot, named, bytes).is_ok()).await?
                 }
                 Need::Pack(name) => self.pack(key, survey.blocks.get(name)).await?,
                 Need::Segment { log, number } => {
                     let known = survey.hashes.get(log.layout.owner());
-                    let fits = |bytes: &Bytes| Ok(segments::check(log, *number, bytes.clone(), known).is_ok());
+                    let fits = |bytes: &Bytes| segments::check(log, *number, bytes.clone(), known).is_ok();
                     match self.older(key, fits).await? {
                         Some(found) => Some(found),
                         None => segments::rebuild(log, *number).await?.map(|bytes| (bytes, None)),
@@ -154,26 +157,12 @@ impl Work<'_> {
     }
 
     /// The newest version of an object that passes.
-    async fn older(
-        &self,
-        key: &Key,
-        passes: impl Fn(&Bytes) -> Result<bool>,
-    ) -> Result<Option<(Bytes, Option<String>)>> {
-        for id in self.ids(key).await? {
-            if let Some(bytes) = self.get(key, &id).await?
-                && passes(&bytes)?
-            {
-                return Ok(Some((bytes, Some(id))));
-            }
-        }
-        Ok(None)
+    async fn older(&self, key: &Key, passes: impl Fn(&Bytes) -> bool) -> Result<Found> {
+        let found = older_object(key, self.versions, |bytes| passes(bytes).then_some(())).await?;
+        Ok(found.map(|((), bytes, version)| (bytes, Some(version))))
     }
 
-    async fn pack(
-        &self,
-        key: &Key,
-        blocks: Option<&BTreeMap<u32, super::survey::Stored>>,
-    ) -> Result<Option<(Bytes, Option<String>)>> {
+    async fn pack(&self, key: &Key, blocks: Option<&BTreeMap<u32, super::survey::Stored>>) -> Result<Found> {
         let Some(blocks) = blocks else { return Ok(None) };
         for id in self.ids(key).await? {
             if let Some(bytes) = self.get(key, &id).await?

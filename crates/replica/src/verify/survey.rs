@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use object_store::path::Path as Key;
 
+use super::head::{older, older_object};
 use super::walk::Walk;
 use super::{Problem, Report, Scope, Versions, What};
 use crate::error::{Error, Result};
@@ -84,8 +85,14 @@ pub(super) struct Fault {
     pub reason: String,
 }
 
-/// What came before in the same log: its slot, and its hash if it was whole, else its key.
-type Before = (u64, std::result::Result<Hash, Key>);
+/// What came before in the same log.
+struct Before {
+    slot: u64,
+    /// Its hash, if it could be read, be it from an older version.
+    hash: Option<Hash>,
+    /// Its key, if it is damaged.
+    damaged: Option<Key>,
+}
 
 impl<'a> Survey<'a> {
     pub(super) async fn run(
@@ -169,6 +176,11 @@ impl<'a> Survey<'a> {
                 },
                 Err(fault) => {
                     self.blame(fault, self.record_need(slot));
+                    if let Some(record) = self.instead(self.log, slot, None, None).await?
+                        && let Ok(names) = Names::decode(&record)
+                    {
+                        return Ok(names);
+                    }
                     self.log.header(slot - 1).await
                 }
             };
@@ -227,13 +239,8 @@ impl<'a> Survey<'a> {
             let log = relative.map_or_else(|| self.log.clone(), |owner| self.log.of(owner));
             walk.read_from(relative.map(|_| log.layout.clone()));
             let end = Box::pin(self.range(&log, stretch.first..=stretch.last, walk)).await?;
-            match end {
-                Some((slot, Ok(hash))) if hash != stretch.hash => {
-                    walk.lose();
-                    self.blame(fork(&log, slot, "it is not the one that is built on"), Need::Person);
-                }
-                Some((_, Err(key))) => self.expect(&key, stretch.hash),
-                _ => {}
+            if let Some(end) = end {
+                self.must_be(&log, end, stretch.hash, "it is not the one that is built on", walk);
             }
         }
         Ok(())
@@ -252,39 +259,54 @@ impl<'a> Survey<'a> {
             })
             .buffered(PARALLEL_READS);
         while let Some((slot, seen)) = sights.next().await {
-            let record = match seen? {
-                Ok(record) => record,
+            let prev = before.as_ref().and_then(|before| before.hash);
+            let (record, damaged) = match seen? {
+                Ok(record) => (Some(record), None),
                 Err(fault) => {
                     let key = fault.key.clone();
                     let hash = self.named.get(&slot).copied().filter(|_| own);
-                    let prev = before.as_ref().and_then(|(_, hash)| hash.as_ref().ok().copied());
                     self.blame(fault, Need::Record { log: log.clone(), slot, hash, prev });
-                    walk.lose();
-                    before = Some((slot, Err(key)));
-                    continue;
+                    (self.instead(log, slot, hash, prev).await?, Some(key))
                 }
             };
-            self.check_links(log, &record, before.as_ref(), walk);
+            let now = Before { slot, hash: record.as_ref().map(|record| record.hash), damaged };
+            if let (Some(before), Some(record)) = (before.replace(now), &record) {
+                let reason = "the record after it was built on another one";
+                self.must_be(log, before, record.header.prev, reason, walk);
+            }
+            let Some(record) = record else {
+                walk.lose();
+                continue;
+            };
             if own && self.named.get(&slot).is_some_and(|hash| *hash != record.hash) {
                 self.blame(fork(log, slot, "it is not the one that a snapshot or a branch builds on"), Need::Person);
                 walk.lose();
             }
-            before = Some((slot, Ok(record.hash)));
             self.take(log, record, walk).await?;
         }
         Ok(before)
     }
 
-    /// Whether a record continues the one before it. If not, the one before is the wrong one: what follows was built on another.
-    fn check_links(&mut self, log: &Log, record: &Record, before: Option<&Before>, walk: &mut Walk) {
-        match before {
-            Some((slot, Ok(hash))) if *hash != record.header.prev => {
-                walk.lose();
-                self.blame(fork(log, *slot, "the record after it was built on another one"), Need::Person);
-            }
-            Some((_, Err(key))) => self.expect(key, record.header.prev),
-            _ => {}
+    /// What builds on a record says which it is. If it is another one, it is the wrong one.
+    fn must_be(&mut self, log: &Log, found: Before, expected: Hash, reason: &str, walk: &mut Walk) {
+        if let Some(key) = &found.damaged {
+            self.expect(key, expected);
         }
+        if found.hash.is_some_and(|hash| hash != expected) {
+            walk.lose();
+            self.blame(fork(log, found.slot, reason), Need::Person);
+        }
+    }
+
+    /// An older version of a damaged record, to go on with: what it names must be looked at too.
+    async fn instead(&self, log: &Log, slot: u64, hash: Option<Hash>, prev: Option<Hash>) -> Result<Option<Record>> {
+        let Some(versions) = self.versions else { return Ok(None) };
+        let fits = |record: &Record| match (hash, prev) {
+            (Some(hash), _) => record.hash == hash,
+            (None, Some(prev)) => record.header.prev == prev,
+            (None, None) => true,
+        };
+        older(log, slot, versions, fits).await
     }
 
     /// A damaged record's hash is known from what builds on it.
@@ -355,18 +377,28 @@ impl<'a> Survey<'a> {
         };
         let (name, hash, iteration) = named;
         let need = || Need::Manifest { log: log.clone(), slot, name: name.to_owned(), hash, iteration };
-        let Some(bytes) = log.fetch_object(&key).await? else {
-            self.blame(missing(key), need());
-            return Ok(());
-        };
-        self.count(&key, bytes.len() as u64);
-        match restore::check_manifest(log, slot, named, &bytes) {
-            Ok(manifest) => {
-                self.block_bytes = manifest.block_bytes;
-                // Of a relative it already names packs by their owner; its own are named as this log names them.
-                self.remember(log, manifest.blocks.into_values());
+        let checked = match log.fetch_object(&key).await? {
+            Some(bytes) => {
+                self.count(&key, bytes.len() as u64);
+                restore::check_manifest(log, slot, named, &bytes).map_err(|error| corrupt(key.clone(), &error))
             }
-            Err(error) => self.blame(corrupt(key, &error), need()),
+            None => Err(missing(key.clone())),
+        };
+        let manifest = match checked {
+            Ok(manifest) => Some(manifest),
+            Err(fault) => {
+                self.blame(fault, need());
+                let check = |bytes: &Bytes| restore::check_manifest(log, slot, named, bytes).ok();
+                match self.versions {
+                    Some(versions) => older_object(&key, versions, check).await?.map(|(manifest, _, _)| manifest),
+                    None => None,
+                }
+            }
+        };
+        if let Some(manifest) = manifest {
+            self.block_bytes = manifest.block_bytes;
+            // Of a relative it already names packs by their owner; its own are named as this log names them.
+            self.remember(log, manifest.blocks.into_values());
         }
         Ok(())
     }
