@@ -16,7 +16,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::clock;
 use crate::error::{ApiError, Code};
-use crate::http::App;
+use crate::marts::Ground;
 use crate::names::MartId;
 use crate::past::Past;
 use crate::scratch::Scratch;
@@ -29,14 +29,14 @@ const DAY_US: i64 = 24 * 3600 * 1_000_000;
 
 /// Archives one moment.
 pub async fn one(
-    app: &App,
+    ground: &Ground,
     id: &MartId,
     past: &Past,
     at: &names::Past,
     class: Option<&str>,
 ) -> Result<Value, ApiError> {
-    let bucket = bucket(app, id)?;
-    let scratch = Scratch::make(&app.config.state_dir)?;
+    let bucket = bucket(ground, id)?;
+    let scratch = Scratch::make(&ground.state_dir)?;
     let file = scratch.path().join("archive.db");
     let compacted = child::compact(&scratch.copy(past, at).await?, &file).await.map_err(|error| {
         tracing::error!(mart = %id, %error, "an archive can't be made");
@@ -60,7 +60,7 @@ pub async fn one(
 
 /// Archives the last moment of each day (UTC) that ended so many microseconds ago and has no archive yet.
 pub async fn older_than(
-    app: &App,
+    ground: &Ground,
     id: &MartId,
     past: &Past,
     age_us: i64,
@@ -71,30 +71,29 @@ pub async fn older_than(
     for moment in past.moments(0..end, usize::MAX).await? {
         last_of_day.insert(moment.time_us.div_euclid(DAY_US), moment);
     }
-    let there = existing(app, id).await?;
+    let there = existing(ground, id).await?;
     let mut made = Vec::new();
     for (day, moment) in last_of_day {
         let ended = (day + 1) * DAY_US <= end;
         if ended && !there.contains(&key(id, moment.time_us)) {
             let at = past.find(&crate::past::At::Position(moment.position)).await?;
-            made.push(one(app, id, past, &at, class).await?);
+            made.push(one(ground, id, past, &at, class).await?);
         }
     }
     Ok(made)
 }
 
-async fn existing(app: &App, id: &MartId) -> Result<std::collections::HashSet<Key>, ApiError> {
+async fn existing(ground: &Ground, id: &MartId) -> Result<std::collections::HashSet<Key>, ApiError> {
     let prefix = Key::from(format!("duckdb/{}/archives", id.mart));
-    let listed = bucket(app, id)?.data.list(Some(&prefix)).map_ok(|object| object.location).try_collect().await;
+    let listed = bucket(ground, id)?.data.list(Some(&prefix)).map_ok(|object| object.location).try_collect().await;
     listed.map_err(|error| {
         tracing::warn!(mart = %id, %error, "archives can't be listed");
         ApiError::new(Code::Unavailable, "the object store is not available").hint("`tarn doctor` checks the store")
     })
 }
 
-fn bucket(app: &App, id: &MartId) -> Result<Bucket, ApiError> {
-    let stores = &app.marts.ground().stores;
-    Ok(stores.bucket(&stores.names_of(&id.tenant).analytics)?)
+fn bucket(ground: &Ground, id: &MartId) -> Result<Bucket, ApiError> {
+    Ok(ground.stores.bucket(&ground.stores.names_of(&id.tenant).analytics)?)
 }
 
 fn key(id: &MartId, time_us: i64) -> Key {

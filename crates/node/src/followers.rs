@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,6 @@ use uuid::Uuid;
 
 use crate::error::{ApiError, Code};
 use crate::gateway::{self, Grant};
-use crate::http::App;
 use crate::marts::Ground;
 use crate::names::MartId;
 use crate::orders::refused;
@@ -46,6 +46,8 @@ pub struct Followers {
     most: usize,
     idle: Duration,
     running: Mutex<HashMap<Key, Arc<Slot>>>,
+    /// Bytes that engines which have ended had fetched.
+    fetched_before: Arc<AtomicU64>,
     meanings: Mutex<HashMap<(Uuid, At), Meaning>>,
 }
 
@@ -57,6 +59,7 @@ struct Slot {
 struct Follower {
     live: Arc<Live>,
     view: Arc<View>,
+    fetched_before: Arc<AtomicU64>,
     _place: Place,
     _grant: Grant,
     _lock: MartLock,
@@ -87,17 +90,29 @@ impl Drop for Place {
     }
 }
 
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.fetched_before.fetch_add(self.view.fetched_bytes(), Ordering::Relaxed);
+    }
+}
+
 impl Followers {
     /// None runs. Directories of earlier ones are removed.
     pub fn new(ground: Arc<Ground>, most: usize, idle: Duration) -> Self {
         let _ = std::fs::remove_dir_all(ground.state_dir.join(DIR));
-        Self { ground, most: most.max(1), idle, running: Mutex::default(), meanings: Mutex::default() }
+        Self {
+            ground,
+            most: most.max(1),
+            idle,
+            running: Mutex::default(),
+            fetched_before: Arc::default(),
+            meanings: Mutex::default(),
+        }
     }
 
     /// The engine on what `at` means in a mart.
-    pub async fn at(&self, app: &App, id: &MartId, at: &str) -> Result<Arc<Live>, ApiError> {
-        let incarnation = app.known(id).await?;
-        let (past, known) = self.meaning(app, id, incarnation, &parse_at(at)?).await?;
+    pub async fn at(&self, id: &MartId, incarnation: Uuid, at: &str) -> Result<Arc<Live>, ApiError> {
+        let (past, known) = self.meaning(id, incarnation, &parse_at(at)?).await?;
         let slot = self.slot((incarnation, past.position))?;
         let started = slot.cell.get_or_try_init(|| self.start(id, incarnation, &past, known)).await;
         match started {
@@ -113,10 +128,12 @@ impl Followers {
         }
     }
 
-    /// Bytes that were read from the store for a moment, if its engine runs.
+    /// Bytes of blocks that were read from the store for earlier moments.
     pub fn fetched_bytes(&self) -> u64 {
         let running = self.running();
-        running.values().filter_map(|slot| slot.cell.get()).map(|follower| follower.view.fetched_bytes()).sum()
+        let now: u64 =
+            running.values().filter_map(|slot| slot.cell.get()).map(|follower| follower.view.fetched_bytes()).sum();
+        now + self.fetched_before.load(Ordering::Relaxed)
     }
 
     /// Ends engines that nobody uses, until cancelled; then all.
@@ -134,19 +151,13 @@ impl Followers {
         }
     }
 
-    async fn meaning(
-        &self,
-        app: &App,
-        id: &MartId,
-        incarnation: Uuid,
-        at: &At,
-    ) -> Result<(names::Past, Option<Past>), ApiError> {
+    async fn meaning(&self, id: &MartId, incarnation: Uuid, at: &At) -> Result<(names::Past, Option<Past>), ApiError> {
         let key = (incarnation, at.clone());
         let known = self.meanings().get(&key).cloned();
         if let Some(known) = known.filter(|known| known.until.is_none_or(|until| Instant::now() < until)) {
             return Ok((known.past, None));
         }
-        let look = Past::of(app, id).await?;
+        let look = Past::of(&self.ground, id, incarnation).await?;
         let past = look.find(at).await?;
         let settled = match at {
             At::Time(time_us) => *time_us < look.settled_us(),
@@ -244,7 +255,14 @@ impl Followers {
         };
         let engine = engine.map_err(|error| trouble(&error))?;
         let live = Arc::new(Live { engine, epoch: position.epoch, dir: place.0.clone() });
-        Ok(Arc::new(Follower { live, view, _place: place, _grant: grant, _lock: lock }))
+        Ok(Arc::new(Follower {
+            live,
+            view,
+            fetched_before: self.fetched_before.clone(),
+            _place: place,
+            _grant: grant,
+            _lock: lock,
+        }))
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<Key, Arc<Slot>>> {

@@ -38,6 +38,7 @@ use crate::followers::Followers;
 use crate::marts::{Marts, OpenMart};
 use crate::metrics::Metrics;
 use crate::names::{Mart, MartId, Tenant};
+use crate::past::Past;
 use crate::verify::Verifier;
 
 /// Bodies of requests other than table loads; SQL itself is limited to 256 KB by the engine, parameters may be long.
@@ -60,7 +61,7 @@ pub struct App {
     /// Reads replicas back.
     pub verifier: Verifier,
     /// What is counted.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// False once the node shuts down.
     pub ready: AtomicBool,
 }
@@ -163,6 +164,11 @@ impl App {
             self.control.refresh().await?;
         }
         self.incarnation(id)
+    }
+
+    /// One look at a mart's history.
+    pub(crate) async fn past(&self, id: &MartId) -> Result<Past, ApiError> {
+        Past::of(self.marts.ground(), id, self.known(id).await?).await
     }
 
     fn incarnation(&self, id: &MartId) -> Result<uuid::Uuid, ApiError> {

@@ -69,7 +69,7 @@ impl Metrics {
     }
 
     /// The page.
-    pub fn page(&self, traffic: &[TrafficBytes], now: Instant) -> String {
+    pub fn page(&self, traffic: &[TrafficBytes], past_fetched: u64, now: Instant) -> String {
         let mut page = Page::default();
         page.family("tarn_build_info", "gauge", "Always 1; the labels say what runs.");
         page.sample("tarn_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
@@ -103,6 +103,9 @@ impl Metrics {
         for (id, lag) in sorted {
             page.sample(name, &of_mart(id), lag.seconds(now));
         }
+        let name = "tarn_past_fetched_bytes_total";
+        page.family(name, "counter", "Bytes of blocks that queries of earlier moments fetched from the object store.");
+        page.sample(name, &[], past_fetched as f64);
         let name = "tarn_gateway_bytes_total";
         page.family(name, "counter", "Bytes that passed the gateway between engines and the object store.");
         for count in traffic {
@@ -137,7 +140,8 @@ impl Page {
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         let labels: Vec<_> = labels.iter().map(|(label, text)| format!("{label}=\"{}\"", escaped(text))).collect();
-        self.line(format_args!("{name}{{{}}} {value}\n", labels.join(",")));
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        self.line(format_args!("{name}{labels} {value}\n"));
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
@@ -163,11 +167,12 @@ mod tests {
         metrics.restore_verified(&id(), 1_500_000);
         metrics.snapshot_taken(&id(), 2_000_000);
         let traffic = [TrafficBytes { tenant: id().tenant, direction: Direction::Write, bytes: 12_345_678_901 }];
-        let page = metrics.page(&traffic, Instant::now());
+        let page = metrics.page(&traffic, 7, Instant::now());
         for line in [
             "# TYPE tarn_last_verified_restore_timestamp_seconds gauge",
             "tarn_last_verified_restore_timestamp_seconds{tenant=\"acme\",mart=\"sales\"} 1.5",
             "tarn_last_snapshot_timestamp_seconds{tenant=\"acme\",mart=\"sales\"} 2",
+            "tarn_past_fetched_bytes_total 7",
             "# TYPE tarn_gateway_bytes_total counter",
             "tarn_gateway_bytes_total{tenant=\"acme\",direction=\"write\"} 12345678901",
         ] {

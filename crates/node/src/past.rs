@@ -11,9 +11,11 @@ use replica::names::{self, Names};
 use replica::past::{Looked, Sizes};
 use replica::retention::Ledger;
 
+use uuid::Uuid;
+
 use crate::clock;
 use crate::error::{ApiError, Code};
-use crate::http::App;
+use crate::marts::Ground;
 use crate::names::MartId;
 use crate::orders::refused;
 
@@ -65,9 +67,8 @@ pub struct Past {
 
 impl Past {
     /// As of now, of a mart that exists.
-    pub async fn of(app: &App, id: &MartId) -> Result<Self, ApiError> {
-        let incarnation = app.known(id).await?;
-        let replica = app.marts.ground().replica(id, incarnation)?;
+    pub async fn of(ground: &Ground, id: &MartId, incarnation: Uuid) -> Result<Self, ApiError> {
+        let replica = ground.replica(id, incarnation)?;
         let looked = replica.look().await.map_err(|error| refused(&error))?;
         Ok(Self { replica, looked })
     }

@@ -10,7 +10,6 @@ use replica::names;
 use uuid::Uuid;
 
 use crate::error::{ApiError, Code};
-use crate::http::App;
 use crate::orders::refused;
 use crate::past::Past;
 use crate::supervisor::child;
@@ -58,11 +57,16 @@ pub fn clean(state_dir: &Path) {
 }
 
 /// How many rows of each table would come and go if `to` took the place of `from`.
-pub async fn compare(app: &App, past: &Past, from: &names::Past, to: &names::Past) -> Result<Vec<TableDiff>, ApiError> {
+pub async fn compare(
+    state_dir: &Path,
+    past: &Past,
+    from: &names::Past,
+    to: &names::Past,
+) -> Result<Vec<TableDiff>, ApiError> {
     if from.position == to.position {
         return Ok(Vec::new());
     }
-    let scratch = Scratch::make(&app.config.state_dir)?;
+    let scratch = Scratch::make(state_dir)?;
     let (from, to) = futures::future::try_join(scratch.copy(past, from), scratch.copy(past, to)).await?;
     child::diff(&from, &to).await.map_err(|error| {
         tracing::error!(%error, "two moments can't be compared");

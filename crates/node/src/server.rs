@@ -128,15 +128,16 @@ impl Server {
             None => None,
         };
         let ground = Arc::new(ground);
+        let counted = Arc::new(Metrics::default());
         let app = Arc::new(App {
             followers: Followers::new(ground.clone(), config.past_engines, config.past_idle),
             config,
             control,
             admin,
-            marts: Marts::new(ground),
+            marts: Marts::new(ground.clone()),
             running: Running::default(),
-            verifier: Verifier::new(&state_dir).map_err(system("can't remove what earlier trial restores left"))?,
-            metrics: Metrics::default(),
+            verifier: Verifier::new(ground.clone(), counted.clone()),
+            metrics: counted,
             ready: AtomicBool::new(true),
         });
         write_address(&state_dir, address).map_err(system("can't write the address into the state directory"))?;

@@ -1,4 +1,4 @@
-//! What is done to open marts without being asked: snapshots, sweeps, vacuums.
+//! What is done to open marts without being asked: snapshots, sweeps, vacuums, trial restores.
 //!
 //! When each was done last is written in the mart's own names, so it is done once whatever the number of nodes and restarts.
 
@@ -13,6 +13,7 @@ use crate::error::ApiError;
 use crate::http::App;
 use crate::names::MartId;
 use crate::orders::{Order, Swap, give};
+use crate::verify::Task;
 
 /// How often it is looked what is due, at most and at least.
 const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -27,6 +28,7 @@ enum Job {
     Snapshot,
     Sweep,
     Vacuum,
+    Verify,
 }
 
 impl Job {
@@ -35,6 +37,7 @@ impl Job {
             Self::Snapshot => "snapshot",
             Self::Sweep => "sweep",
             Self::Vacuum => "vacuum",
+            Self::Verify => "verify",
         }
     }
 }
@@ -42,7 +45,7 @@ impl Job {
 /// Looks after the open marts until cancelled.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
     let upkeep = app.config.upkeep;
-    let periods = [upkeep.snapshot_every, upkeep.vacuum_every, Some(SWEEP_EVERY)];
+    let periods = [upkeep.snapshot_every, upkeep.vacuum_every, upkeep.verify_every, Some(SWEEP_EVERY)];
     let look = periods.into_iter().flatten().min().unwrap_or(SWEEP_EVERY) / 4;
     let look = look.clamp(LOOK.0, LOOK.1);
     while stop.run_until_cancelled(tokio::time::sleep(look)).await.is_some() {
@@ -60,6 +63,7 @@ async fn look_after(app: &App, id: &MartId) -> Result<(), ApiError> {
         (Job::Snapshot, upkeep.snapshot_every),
         (Job::Sweep, Some(SWEEP_EVERY.min(upkeep.keep))),
         (Job::Vacuum, upkeep.vacuum_every),
+        (Job::Verify, upkeep.verify_every),
     ];
     let Some(mart) = app.marts.get(id) else { return Ok(()) };
     if mart.watcher().progress().durable.is_none() {
@@ -73,6 +77,7 @@ async fn look_after(app: &App, id: &MartId) -> Result<(), ApiError> {
                 Job::Snapshot => snapshot(app, id, &names).await?,
                 Job::Sweep => drop(app.sweep(id, false).await?),
                 Job::Vacuum => vacuum(app, id).await?,
+                Job::Verify => verify(app, id).await?,
             }
             done(app, id, job).await?;
         }
@@ -133,6 +138,16 @@ async fn vacuum(app: &App, id: &MartId) -> Result<(), ApiError> {
     if free * 6 > all {
         let swapped = give(mart.orders(), |reply| Order::Swap(Swap::Vacuum { reply })).await?;
         tracing::info!(mart = %id, ?swapped, "vacuumed");
+    }
+    Ok(())
+}
+
+/// Restores the mart on trial. What is damaged is in the log; the metric of the last good one grows old.
+async fn verify(app: &App, id: &MartId) -> Result<(), ApiError> {
+    let task = Task { trial: true, ..Task::default() };
+    let verified = app.verifier.verify(id, app.known(id).await?, task).await?;
+    if !verified.report.problems.is_empty() {
+        tracing::error!(mart = %id, problems = verified.report.problems.len(), "the mart's replica is damaged: `tarn verify --repair`");
     }
     Ok(())
 }

@@ -2,10 +2,11 @@
 //!
 //! Works on the object store, not on open marts: whichever node is asked may do it, also of a mart that can't be opened.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
-use engine::wire::Checked;
+use engine::compact::Checked;
 use replica::history::At;
 use replica::verify::{Repaired, Report, Scope, Versions};
 use replica::{DB_FILE, MartReplica};
@@ -15,15 +16,16 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::error::{ApiError, Code};
-use crate::http::App;
+use crate::marts::Ground;
+use crate::metrics::Metrics;
 use crate::names::MartId;
 use crate::orders::refused;
+use crate::scratch::Scratch;
 use crate::stores::{Bucket, BucketVersions, Versioning};
 use crate::supervisor;
 
 /// Each reads as fast as it can.
 const AT_ONCE: usize = 2;
-const TRIALS: &str = "trials";
 
 /// What to do.
 #[derive(Debug, Clone, Copy, Default)]
@@ -64,33 +66,25 @@ pub struct Trial {
     pub checked: Checked,
 }
 
-/// Lets few run at once.
+/// Verifies marts' replicas, few at once.
 pub struct Verifier {
     turns: Semaphore,
-    dir: PathBuf,
+    ground: Arc<Ground>,
+    metrics: Arc<Metrics>,
 }
 
 impl Verifier {
-    /// Trials lie below the state directory; those that a crash left are removed.
-    pub fn new(state_dir: &Path) -> std::io::Result<Self> {
-        let dir = state_dir.join(TRIALS);
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        Ok(Self { turns: Semaphore::new(AT_ONCE), dir })
+    /// What it finds is told to `metrics`.
+    pub fn new(ground: Arc<Ground>, metrics: Arc<Metrics>) -> Self {
+        Self { turns: Semaphore::new(AT_ONCE), ground, metrics }
     }
-}
 
-impl App {
     /// Verifies a mart's replica.
-    pub async fn verify(&self, id: &MartId, task: Task) -> Result<Verified, ApiError> {
-        let incarnation = self.known(id).await?;
-        let ground = self.marts.ground();
+    pub async fn verify(&self, id: &MartId, incarnation: Uuid, task: Task) -> Result<Verified, ApiError> {
+        let ground = &self.ground;
         let bucket = ground.stores.bucket(&ground.stores.names_of(&id.tenant).analytics)?;
         let replica = ground.replica(id, incarnation)?;
-        let _turn =
-            self.verifier.turns.acquire().await.map_err(|error| ApiError::internal("turns never end", error))?;
+        let _turn = self.turns.acquire().await.map_err(|error| ApiError::internal("turns never end", error))?;
         let scope = if task.all { Scope::Window } else { Scope::Head };
         let versions = usable(&bucket).await;
         let (report, repaired) = match (&versions, task.repair) {
@@ -115,13 +109,13 @@ impl App {
     }
 
     /// Restores the newest moment where nobody uses it, and reads every row.
-    pub async fn try_restore(&self, id: &MartId, replica: &MartReplica) -> Result<Trial, ApiError> {
+    async fn try_restore(&self, id: &MartId, replica: &MartReplica) -> Result<Trial, ApiError> {
         let started = Instant::now();
         let looked = replica.look().await.map_err(|error| refused(&error))?;
         let past = replica.find(&looked, At::Now).await.map_err(|error| refused(&error))?;
-        let dir = Scratch::new(&self.verifier.dir).map_err(|error| ApiError::internal("no room for a trial", error))?;
-        let bytes = replica.copy(&past, &dir.0).await.map_err(|error| refused(&error))?;
-        let checked = check(&dir.0.join(DB_FILE)).await?;
+        let scratch = Scratch::make(&self.ground.state_dir)?;
+        let bytes = replica.copy(&past, scratch.path()).await.map_err(|error| refused(&error))?;
+        let checked = check(&scratch.path().join(DB_FILE)).await?;
         self.metrics.restore_verified(id, clock::now_us());
         let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(Trial { position: past.position, bytes, took_ms, checked })
@@ -164,23 +158,5 @@ fn unread(error: &replica::Error) -> ApiError {
                 .hint("restore the bucket's `duckdb/` from its older versions or from a copy")
         }
         other => refused(other),
-    }
-}
-
-/// A directory of one trial; gone with it.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(below: &Path) -> std::io::Result<Self> {
-        let dir = Self(below.join(Uuid::new_v4().simple().to_string()));
-        std::fs::create_dir_all(&dir.0)?;
-        Ok(dir)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What can't be removed now is removed at the next start.
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -21,7 +21,7 @@ use crate::control::{Ancestor, MartEntry};
 use crate::error::{ApiError, Code};
 use crate::names::{Mart, MartId};
 use crate::orders::{Order, Swap, Swapped, give, refused};
-use crate::past::{Past, parse_at, snapshot_name};
+use crate::past::{parse_at, snapshot_name};
 use crate::scratch;
 
 /// Moments that one answer lists at most; ask for an earlier span to see more.
@@ -46,7 +46,7 @@ pub(super) async fn history(
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
     caller.role_in(&id.tenant)?;
-    let past = Past::of(&app, &id).await?;
+    let past = app.past(&id).await?;
     let now = clock::now_us();
     let to = span.to.as_deref().map_or(Ok(now + 1), |text| clock::parse_rfc3339(text).ok_or_else(|| bad_time("to")))?;
     let from = span.from.as_deref().map_or(Ok(0), |text| clock::parse_rfc3339(text).ok_or_else(|| bad_time("from")))?;
@@ -106,7 +106,7 @@ pub(super) async fn snapshots(
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
     caller.role_in(&id.tenant)?;
-    let past = Past::of(&app, &id).await?;
+    let past = app.past(&id).await?;
     let sizes = past.sizes().await?;
     let with_sizes = past.names().snapshots.iter().map(|(name, snapshot)| {
         let mut shown = describe(name, snapshot);
@@ -139,7 +139,7 @@ pub(super) async fn snapshot(
     let NewSnapshot { name, at } = read_json(body).await?;
     snapshot_name(&name)?;
     let earlier = match at {
-        Some(at) => Some(Past::of(&app, &id).await?.find(&parse_at(&at)?).await?),
+        Some(at) => Some(app.past(&id).await?.find(&parse_at(&at)?).await?),
         None => None,
     };
     let named = app.name_moment(&id, name.clone(), earlier, false).await?;
@@ -186,14 +186,14 @@ pub(super) async fn restore(
     caller.require_admin_of(&id.tenant)?;
     let Restore { at, dry_run, expected_position } = read_json(body).await?;
     let at = parse_at(&at)?;
-    let past = Past::of(&app, &id).await?;
+    let past = app.past(&id).await?;
     let target = past.find(&at).await?;
     if dry_run {
         let now = past.now().await?;
         if expected_position.is_some_and(|expected| expected != now.position) {
             return Err(ApiError::new(Code::Conflict, format!("the mart is at {}", now.position)));
         }
-        let tables = scratch::compare(&app, &past, &now, &target).await?;
+        let tables = scratch::compare(&app.config.state_dir, &past, &now, &target).await?;
         return Ok(json(json!({"restores": target.position, "position": now.position, "tables": tables})));
     }
     let mart = app.mart(&id).await?;
@@ -226,7 +226,7 @@ pub(super) async fn branch(
     let NewBranch { name, at } = read_json(body).await?;
     let child = MartId { tenant: id.tenant.clone(), mart: name };
     app.may_create(&child, false)?;
-    let past = Past::of(&app, &id).await?;
+    let past = app.past(&id).await?;
     let wanted = match at {
         Some(at) => Some(past.find(&parse_at(&at)?).await?),
         None => None,
@@ -283,13 +283,14 @@ pub(super) async fn archive(
     if class.is_some_and(|class| class.is_empty() || !class.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')) {
         return Err(ApiError::new(Code::Invalid, "`storage_class` is a name such as STANDARD_IA"));
     }
-    let past = Past::of(&app, &id).await?;
+    let past = app.past(&id).await?;
+    let ground = app.marts.ground();
     let made = match (at, older_than_days) {
         (Some(_), Some(_)) => {
             return Err(ApiError::new(Code::Invalid, "`at` and `older_than_days` exclude each other"));
         }
         (None, Some(days)) if days.is_finite() && days >= 0.0 => {
-            archive::older_than(&app, &id, &past, (days * DAY_US as f64) as i64, class).await?
+            archive::older_than(ground, &id, &past, (days * DAY_US as f64) as i64, class).await?
         }
         (None, Some(_)) => return Err(ApiError::new(Code::Invalid, "`older_than_days` is a number of days")),
         (at, None) => {
@@ -297,7 +298,7 @@ pub(super) async fn archive(
                 Some(at) => past.find(&parse_at(&at)?).await?,
                 None => past.now().await?,
             };
-            vec![archive::one(&app, &id, &past, &moment, class).await?]
+            vec![archive::one(ground, &id, &past, &moment, class).await?]
         }
     };
     Ok(json(json!({ "archives": made })))
@@ -380,7 +381,7 @@ impl super::App {
 
     /// Lets go what retention allows, or plans it.
     pub(crate) async fn sweep(&self, id: &MartId, dry_run: bool) -> Result<Value, ApiError> {
-        let past = Past::of(self, id).await?;
+        let past = self.past(id).await?;
         let ledger = past.ledger().await.map_err(|error| refused(&error))?;
         let us = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
         let terms = replica::ship::Terms {

@@ -28,7 +28,8 @@ pub fn open_routes(app: Shared) -> Router {
 }
 
 fn page(app: &App) -> Response {
-    let text = app.metrics.page(&app.marts.ground().gateway.traffic(), Instant::now());
+    let fetched = app.followers.fetched_bytes();
+    let text = app.metrics.page(&app.marts.ground().gateway.traffic(), fetched, Instant::now());
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 

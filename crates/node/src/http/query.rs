@@ -75,7 +75,7 @@ pub(super) async fn run(
                 return Err(ApiError::new(Code::Invalid, "only reads can run at an earlier moment")
                     .hint("branch the mart there, or restore it, to write"));
             }
-            let live = app.followers.at(&app, &mart_id, &at).await?;
+            let live = app.followers.at(&mart_id, app.known(&mart_id).await?, &at).await?;
             let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
             let response = router::query_past(&live, &ask).await?;
             return Ok(response.map(|body| entry.until_sent(body)));
