@@ -20,7 +20,8 @@ def measure(server, weed, store):
     run(server, "CREATE TABLE small(a INT)", PAST)
     run(server, f"CREATE OR REPLACE TABLE big AS SELECT range AS id, {columns} FROM range({ROWS})", PAST)
     settled(server)
-    before = run(server, "INSERT INTO small VALUES (1)", PAST)["position"]
+    run(server, "INSERT INTO small VALUES (1)", PAST)
+    before = call_get(server, "history?limit=1")["moments"][0]["position"]
     yield names(server, weed, store)
     yield append(server, weed, store)
     yield lookups(server, store, before)
