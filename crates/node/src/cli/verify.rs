@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::dsn::Dsn;
-use super::table;
 
 /// Nobody is told about less.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -89,13 +88,18 @@ fn list<'a>(report: &'a Value, field: &str) -> &'a [Value] {
 fn shown(report: &Value) -> String {
     let number = |value: &Value| value.as_u64().unwrap_or_default();
     let mut text = format!("{} objects, {} MB read\n", number(&report["objects"]), number(&report["bytes"]) >> 20);
-    for (field, names) in [("repaired", &["key", "version"][..]), ("problems", &["key", "what", "reason"])] {
-        let rows: Vec<Vec<Value>> =
-            list(report, field).iter().map(|entry| names.iter().map(|name| entry[*name].clone()).collect()).collect();
-        if !rows.is_empty() {
-            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-            text.push_str(&format!("\n{field}:\n{}", table::render(&names, &rows)));
-        }
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for object in list(report, "repaired") {
+        let from = object["version"].as_str().map_or("made anew".to_owned(), |version| format!("version {version}"));
+        text.push_str(&format!("repaired  {}: {from}\n", word(&object["key"])));
+    }
+    for problem in list(report, "problems") {
+        text.push_str(&format!(
+            "{:<8}  {}: {}\n",
+            word(&problem["what"]),
+            word(&problem["key"]),
+            word(&problem["reason"])
+        ));
     }
     if let Some(trial) = report["trial"].as_object() {
         text.push_str(&format!(

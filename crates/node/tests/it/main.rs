@@ -13,6 +13,7 @@ mod orphans;
 mod outages;
 mod past;
 mod published;
+mod recovery;
 mod seaweed;
 mod server;
 mod stops;
