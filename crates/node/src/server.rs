@@ -127,6 +127,9 @@ impl Server {
             Some(place) => Some(TcpListener::bind(place).await.map_err(system(format!("can't listen on {place}")))?),
             None => None,
         };
+        if let Some(place) = metrics.as_ref().and_then(|listener| listener.local_addr().ok()) {
+            tracing::info!("metrics on http://{place}/metrics");
+        }
         let ground = Arc::new(ground);
         let counted = Arc::new(Metrics::default());
         let app = Arc::new(App {

@@ -192,9 +192,17 @@ async fn on_a_directory_a_mart_is_verified_and_tried_but_has_no_older_versions()
     server.start_again().await;
     let tried = verify(&server, json!({"all": true, "trial": true})).await;
     assert_eq!((&tried.body["problems"], &tried.body["trial"]["tables"]), (&json!([]), &json!(2)), "{tried:?}");
-    let left = std::fs::read_dir(server.state_dir().join("trials")).expect("it was used");
+    let left = std::fs::read_dir(server.state_dir().join("scratch")).expect("it was used");
     assert_eq!(left.count(), 0, "the copy is gone");
     assert_eq!(*server.query(ROWS).await.rows(), rows);
+    // Beside the main address the page wants no token, and nothing else is there.
+    server.logged("metrics on http://", 1).await;
+    let log = server.log();
+    let place = log.lines().rev().find_map(|line| line.split_once("metrics on ")).expect("it was logged").1;
+    let page = reqwest::get(place).await.expect("answers").text().await.expect("text");
+    assert!(page.contains("tarn_last_verified_restore_timestamp_seconds{tenant=\"default\",mart=\"dev\"}"), "{page}");
+    let other = reqwest::get(place.replace("/metrics", "/v1/tenants")).await.expect("answers");
+    assert_eq!(other.status(), StatusCode::NOT_FOUND);
     let packs: Vec<_> =
         walk(&server.objects_dir()).into_iter().filter(|path| path.to_string_lossy().contains("/pack/")).collect();
     std::fs::remove_file(&packs[0]).expect("it is there");

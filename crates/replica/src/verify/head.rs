@@ -17,12 +17,13 @@ use crate::record::Record;
 impl Survey<'_> {
     /// The newest record that can be read. Notes everything above it that is damaged or gone.
     pub(super) async fn find_head(&mut self) -> Result<Option<Record>> {
-        self.listed = list(self.log).await?;
+        // Before the list: a slot that a writer wins meanwhile is then in the list at least.
         let once = match self.versions {
             Some(versions) => once(self.log, versions).await?,
-            None => BTreeSet::new(),
+            None => self.log.read_hint().await?.into_iter().collect(),
         };
-        if self.listed.is_empty() && once.is_empty() {
+        self.listed = list(self.log).await?;
+        if self.listed.is_empty() && (once.is_empty() || self.versions.is_none()) {
             return Err(Error::NotFound(format!("log of incarnation {}", self.log.incarnation)));
         }
         let mut head = None;
@@ -38,7 +39,7 @@ impl Survey<'_> {
         match (head, self.versions) {
             (Some(head), Some(versions)) => self.look_beyond(head, &once, versions).await.map(Some),
             (Some(head), None) => {
-                self.compare_hint(&head).await?;
+                self.compare_hint(&head, &once);
                 Ok(Some(head))
             }
             (None, Some(versions)) => self.look_below(&once, versions).await,
@@ -90,12 +91,12 @@ impl Survey<'_> {
     }
 
     /// The hint names a slot that was won. It may be old, not ahead.
-    async fn compare_hint(&mut self, head: &Record) -> Result<()> {
-        let Some(slot) = self.log.read_hint().await? else { return Ok(()) };
-        if slot > head.header.slot && !self.listed.contains(&slot) {
-            self.blame(missing(self.log.layout.slot(slot)), self.lost(slot, None));
+    fn compare_hint(&mut self, head: &Record, hinted: &BTreeSet<u64>) {
+        for slot in hinted {
+            if *slot > head.header.slot && !self.listed.contains(slot) {
+                self.blame(missing(self.log.layout.slot(*slot)), self.lost(*slot, None));
+            }
         }
-        Ok(())
     }
 }
 

@@ -200,6 +200,37 @@ async fn lost_newest_records_are_seen_by_older_versions_and_by_the_hint() {
     assert_eq!(keys(&verify(&mart, None).await), [key].into());
 }
 
+/// A store with a writer that wins the next slot whenever its versions are listed.
+#[derive(Debug)]
+struct Busy {
+    store: Arc<dyn ObjectStore>,
+    writer: tokio::sync::Mutex<Opened>,
+}
+
+#[async_trait]
+impl Versions for Busy {
+    async fn list(&self, prefix: &str) -> object_store::Result<Vec<Version>> {
+        let mut writer = self.writer.lock().await;
+        let names = writer.shipper.names().clone();
+        writer.shipper.set_names(names).await.expect("wins");
+        let all = objects(self.store.as_ref()).await;
+        Memory::of(&all).list(prefix).await
+    }
+
+    async fn get(&self, key: &Key, _: &str) -> object_store::Result<Bytes> {
+        self.store.get(key).await?.bytes().await
+    }
+}
+
+#[tokio::test]
+async fn a_slot_that_is_won_meanwhile_is_not_taken_for_lost() {
+    let (mart, opened) = lived().await;
+    let busy = Busy { store: mart.store.clone(), writer: tokio::sync::Mutex::new(opened) };
+    assert_eq!(verify(&mart, Some(&busy)).await.problems, []);
+    let outcome = mart.replica.repair(Scope::Window, &busy).await.expect("answers");
+    assert!(outcome.repaired.is_empty() && outcome.report.problems.is_empty(), "{outcome:?}");
+}
+
 #[tokio::test]
 async fn a_repair_writes_nothing_that_does_not_pass() {
     let (mart, _opened) = lived().await;
