@@ -128,7 +128,7 @@ impl MartReplica {
     /// The same, but fences only right behind the slot `seen`: `Unavailable` if the log went on since, and the old writer with it.
     pub async fn open_writer_behind(&self, seen: Option<u64>, root: &Path, node: &str) -> Result<Opened> {
         fs::create_dir_all(root).map_err(Error::io("creating the mart's directory"))?;
-        let mut record = self.head().await?;
+        let mut record = self.end().await?;
         let mut names = self.log.names(&record.header).await?;
         if let Some(opened) = self.reuse(root, &record, &names).await? {
             return Ok(opened);
@@ -143,7 +143,6 @@ impl MartReplica {
                 return Err(Error::Unavailable { what: "the log's writer went on".into(), source: None });
             }
             let started = Instant::now();
-            self.log.ends_at(record.header.slot).await?;
             // Read and check everything that is small before the old writer is deposed.
             let plan = self.plan(&record, true).await?;
             let source = Source::load(&self.log, &plan).await?;
@@ -162,7 +161,7 @@ impl MartReplica {
                 }
                 Put::Lost(other) => {
                     tracing::info!(slot = other.header.slot, "the old writer was faster; fencing again");
-                    record = self.head().await?;
+                    record = self.end().await?;
                     names = self.log.names(&record.header).await?;
                 }
             }
@@ -246,6 +245,13 @@ impl MartReplica {
             }
             None => Ok(None),
         }
+    }
+
+    /// The last record, for whoever writes behind it.
+    async fn end(&self) -> Result<Record> {
+        let record = self.head().await?;
+        self.log.ends_at(record.header.slot).await?;
+        Ok(record)
     }
 
     pub(crate) async fn head(&self) -> Result<Record> {

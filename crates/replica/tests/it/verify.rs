@@ -13,7 +13,7 @@ use replica::names::{Branch, Past, Snapshot};
 use replica::ship::Terms;
 use replica::store::{Fault, FaultyStore, Op};
 use replica::verify::{Report, Scope, Version, Versions, What};
-use replica::{Adopt, Error, MartReplica, Opened, Position, Stores};
+use replica::{Adopt, Error, How, MartReplica, Opened, Position, Stores};
 use uuid::Uuid;
 
 use crate::life::{Mart, advance, assert_files, assert_restores, step, steps};
@@ -309,8 +309,14 @@ async fn a_hole_before_the_end_is_not_taken_for_the_end() {
         let hinted = format!("{{\"slot\":{hint},\"base_slot\":2}}");
         store.put(&mart.key("head"), hinted.into()).await.expect("puts");
         let before = objects(store.as_ref()).await;
-        let elsewhere = mart.through(store.clone());
-        match elsewhere.open().await {
+        let through = mart.through(store.clone());
+        // On the disk that has the files, too.
+        match through.replica.open_writer(mart.root.path(), "here").await {
+            Err(Error::Corrupt { .. }) => assert!(objects(store.as_ref()).await == before, "nobody goes on in a hole"),
+            Err(other) => panic!("{other}"),
+            Ok(opened) => assert_eq!(opened.how, How::Reused),
+        }
+        match through.open().await {
             Err(Error::Corrupt { .. }) => {
                 refused += 1;
                 assert!(objects(store.as_ref()).await == before, "nobody fences into a hole");
