@@ -240,7 +240,10 @@ impl<'a> Survey<'a> {
             walk.read_from(relative.map(|_| log.layout.clone()));
             let end = Box::pin(self.range(&log, stretch.first..=stretch.last, walk)).await?;
             if let Some(end) = end {
-                self.must_be(&log, end, stretch.hash, "it is not the one that is built on", walk);
+                let reason = "it is not the one that is built on";
+                if !self.is(&log, end, stretch.hash, reason) {
+                    walk.lose();
+                }
             }
         }
         Ok(())
@@ -272,7 +275,9 @@ impl<'a> Survey<'a> {
             let now = Before { slot, hash: record.as_ref().map(|record| record.hash), damaged };
             if let (Some(before), Some(record)) = (before.replace(now), &record) {
                 let reason = "the record after it was built on another one";
-                self.must_be(log, before, record.header.prev, reason, walk);
+                if !self.is(log, before, record.header.prev, reason) {
+                    walk.lose();
+                }
             }
             let Some(record) = record else {
                 walk.lose();
@@ -288,14 +293,15 @@ impl<'a> Survey<'a> {
     }
 
     /// What builds on a record says which it is. If it is another one, it is the wrong one.
-    fn must_be(&mut self, log: &Log, found: Before, expected: Hash, reason: &str, walk: &mut Walk) {
+    fn is(&mut self, log: &Log, found: Before, expected: Hash, reason: &str) -> bool {
         if let Some(key) = &found.damaged {
             self.expect(key, expected);
         }
-        if found.hash.is_some_and(|hash| hash != expected) {
-            walk.lose();
+        let another = found.hash.is_some_and(|hash| hash != expected);
+        if another {
             self.blame(fork(log, found.slot, reason), Need::Person);
         }
+        !another
     }
 
     /// An older version of a damaged record, to go on with: what it names must be looked at too.
@@ -438,10 +444,7 @@ impl<'a> Survey<'a> {
 /// The record in a slot, from where a restore would read it. Below the floor its copy must be there as well.
 pub(super) async fn sight(log: &Log, slot: u64, floor: u64) -> Result<Sight> {
     let (single, kept) = (log.layout.slot(slot), log.layout.kept(slot));
-    let found = match log.fetch_object(&single).await? {
-        Some(bytes) => Some(whole(log, &single, slot, &bytes)),
-        None => None,
-    };
+    let found = log.fetch_object(&single).await?.map(|bytes| whole(log, &single, slot, &bytes));
     match found {
         Some(sight) if slot >= floor || sight.is_err() => return Ok(sight),
         _ => {}
