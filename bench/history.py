@@ -1,12 +1,14 @@
 """What the past of a mart costs: snapshots, branches, bases after small changes, lookups at an earlier moment, opening a long log."""
 
 import json
+import subprocess
 import time
 import urllib.request
 
 import data
 from replication import run, seconds
 from report import Figure
+from statements import program
 
 ROWS = 30_000_000  # of an id and four incompressible 64-bit columns: a file of over 1 GB
 PAST = "default/past"
@@ -25,6 +27,16 @@ def measure(server, weed, store):
     yield names(server, weed, store)
     yield append(server, weed, store)
     yield lookups(server, store, before)
+    if not weed:
+        yield long_log()
+
+
+def long_log():
+    counted = json.loads(subprocess.run([program("long_log")], check=True, capture_output=True, text=True).stdout)
+    return (
+        f"Opening a mart whose log has {counted['records']:,} records, in memory",
+        [Figure("LIST requests", str(counted["lists"]), f"{counted['gets'] + counted['heads']} GET and HEAD", counted["lists"], "≤ 2")],
+    )
 
 
 def names(server, weed, store):

@@ -71,7 +71,7 @@ def measure(store, only):
             streams.prepare(server)
             yield from replication.bulk(server, name)
         if "commits" in only:
-            yield from statements.commits(server, name)
+            yield from statements.commits(server, name, weed)
         if "history" in only:
             yield from history.measure(server, weed, name)
         if "restore" in only and weed:
