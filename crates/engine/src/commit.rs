@@ -26,7 +26,7 @@ use tokio::sync::broadcast;
 use crate::{
     duck::DuckError,
     files::{DbFile, wal_path},
-    wal::WalTail,
+    wal::{Names, WalTail},
     wire::{CommitPoint, Point},
 };
 
@@ -77,6 +77,11 @@ impl Commits {
             in_flight: AtomicBool::new(false),
             feed: broadcast::channel(FEED_LENGTH).0,
         }
+    }
+
+    /// What the commits since the last checkpoint made and dropped, after the one that is in flight.
+    pub fn names(&self) -> Names {
+        lock(&self.state).as_ref().map(|state| state.wal.names().clone()).unwrap_or_default()
     }
 
     /// Runs `commit`, a COMMIT, alone. `None` if it had nothing to write.

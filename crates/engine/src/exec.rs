@@ -145,6 +145,7 @@ impl Engine {
                     pass: None,
                     open: 0,
                     ddl: None,
+                    names: crate::wal::Names::default(),
                 };
                 let result = run.checked(&mut reply);
                 run.give_up();

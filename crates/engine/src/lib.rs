@@ -20,6 +20,7 @@ pub mod pipe;
 pub mod pool;
 pub mod process;
 pub mod queries;
+pub mod replay;
 pub mod server;
 pub mod session;
 pub mod sql;

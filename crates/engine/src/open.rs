@@ -31,8 +31,10 @@ const SESSION: [(&str, &str); 4] = [
 /// Files of this storage version say in their log which database and checkpoint it belongs to.
 pub(crate) const STORAGE_VERSION: &str = "v1.5.0";
 
-/// Settings that give checkpoints to us alone: none by size, none instead of a log write, none at commit. The last one is a PRAGMA.
-pub(crate) const OWN_CHECKPOINTS: [&str; 4] = [
+/// Settings that must be there before a file is attached. They give checkpoints to us alone: none by size, none instead of a log
+/// write, none at commit (the last one is a PRAGMA). And what the replay of a log computes again must not depend on the machine.
+pub(crate) const BEFORE_ATTACH: [&str; 5] = [
+    "SET GLOBAL TimeZone = 'UTC'",
     "SET GLOBAL wal_autocheckpoint = '1TB'",
     "SET GLOBAL auto_checkpoint_skip_wal_threshold = 1000000000000000",
     "SET GLOBAL debug_skip_checkpoint_on_commit = true",
@@ -82,7 +84,7 @@ impl Mart {
         }
         let database = open_instance(config)?;
         let setup = database.connect()?;
-        for statement in OWN_CHECKPOINTS {
+        for statement in BEFORE_ATTACH {
             setup.execute(statement)?;
         }
         if let (Some(httpfs), true) = (&config.httpfs_path, config.gateway.is_some() || config.view.is_some()) {
@@ -122,6 +124,7 @@ pub fn fold(db: &Path) -> Result<(), OpenError> {
     wal::cut_torn_tail(&crate::files::wal_path(db))?;
     let database = Database::open_in_memory(&[("threads", "1"), ("memory_limit", "256MiB")])?;
     let connection = database.connect()?;
+    connection.execute("SET GLOBAL TimeZone = 'UTC'")?;
     connection.execute(&format!("ATTACH {} AS {MART}; CHECKPOINT {MART}; DETACH {MART}", literal(path_text(db)?)))?;
     Ok(())
 }
@@ -178,7 +181,6 @@ fn lock_down(setup: &Connection, config: &EngineConfig) -> Result<(), DuckError>
         // Else DuckDB's own allocator keeps what was freed until it is busy again.
         "SET GLOBAL allocator_background_threads = true",
         "SET GLOBAL max_expression_depth = 200",
-        "SET GLOBAL TimeZone = 'UTC'",
         &format!("SET GLOBAL allowed_directories = [{scopes}]"),
         "SET GLOBAL enable_external_access = false",
         &format!("SET GLOBAL allowed_configs = [{own}]"),

@@ -1,16 +1,18 @@
 //! Follows the framing of the mart's write-ahead log, to know where the last commit ends.
 //!
-//! It reads frame headers only and judges no content: DuckDB has replayed or just written what is read here. It never writes, but
-//! for [`cut_torn_tail`], which runs before DuckDB opens the file.
+//! It reads frame headers, and the names in a few small frames (see [`Names`]), and judges no content: DuckDB has replayed or just
+//! written what is read here. It never writes, but for [`cut_torn_tail`], which runs before DuckDB opens the file.
 //!
 //! Format (DuckDB 1.5.5): a header of properties that ends in `ff ff`, then frames `[u64 size][u64 checksum][payload]`, little
 //! endian; a payload starts `64 00` and the frame's type; type 100 (FLUSH) ends a commit.
 //!
 //! # Crash consistency
-//! A crash may leave a torn frame at the end. Only an incomplete last frame or trailing zeros are cut; anything else in front of
-//! the end is left for DuckDB to refuse, so that damage is never taken for a torn tail.
+//! A crash may leave a torn frame at the end, or whole frames of a commit that did not finish. Those and trailing zeros are cut;
+//! anything else in front of the end is left for DuckDB to refuse, so that damage is never taken for a torn tail. Whole frames must
+//! go too: DuckDB 1.5.5 makes the types of a log before it looks for commits.
 
 use std::{
+    collections::HashSet,
     fs::{File, OpenOptions},
     io,
     os::unix::fs::FileExt,
@@ -18,6 +20,10 @@ use std::{
 };
 
 const FRAME_HEADER: u64 = 16;
+const CREATE_SCHEMA: u8 = 3;
+const DROP_SCHEMA: u8 = 4;
+const DROP_TYPE: u8 = 14;
+const CHECKPOINT: u8 = 99;
 const FLUSH: u8 = 100;
 /// Enough for a frame's header and the start of its payload; small commits fit whole.
 const READ_BYTES: usize = 4096;
@@ -27,12 +33,77 @@ pub struct WalTail {
     path: PathBuf,
     file: Option<File>,
     end: u64,
+    names: Names,
+}
+
+/// What was made or dropped since the last checkpoint and decides whether a new type can be replayed (see `replay`); lower case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Schemas that were made or dropped.
+    pub schemas: HashSet<String>,
+    /// Types that were dropped or replaced.
+    pub dropped_types: HashSet<String>,
+    /// There are more that can't be told.
+    pub unknown: bool,
+}
+
+impl Names {
+    /// Takes up what the frame of type `kind` says; `payload` is its beginning.
+    fn take(&mut self, kind: u8, payload: &[u8]) {
+        // Behind the type: field 101, the schema's name; then for a type field 102, its own.
+        let fields = payload.get(3..).unwrap_or_default();
+        let first = text_field(fields, 101);
+        match (kind, first) {
+            (CREATE_SCHEMA | DROP_SCHEMA, Some((schema, _))) => self.schemas.insert(schema),
+            (DROP_TYPE, Some((_, rest))) => match text_field(rest, 102) {
+                Some((name, _)) => self.dropped_types.insert(name),
+                None => std::mem::replace(&mut self.unknown, true),
+            },
+            (CREATE_SCHEMA | DROP_SCHEMA | DROP_TYPE, None) => std::mem::replace(&mut self.unknown, true),
+            _ => return,
+        };
+    }
+
+    fn add(&mut self, other: Names) {
+        self.schemas.extend(other.schemas);
+        self.dropped_types.extend(other.dropped_types);
+        self.unknown |= other.unknown;
+    }
+}
+
+/// The text of field `id` at the beginning of `bytes`, in lower case, and what follows it.
+fn text_field(bytes: &[u8], id: u16) -> Option<(String, &[u8])> {
+    if bytes.get(..2)? != id.to_le_bytes() {
+        return None;
+    }
+    let mut at = 2;
+    let len = varint(bytes, &mut at)? as usize;
+    let text = std::str::from_utf8(bytes.get(at..at.checked_add(len)?)?).ok()?;
+    Some((text.to_ascii_lowercase(), &bytes[at + len..]))
+}
+
+fn varint(bytes: &[u8], at: &mut usize) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..70).step_by(7) {
+        let byte = *bytes.get(*at)?;
+        *at += 1;
+        value |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
 }
 
 impl WalTail {
     /// Of the log at `path`, which may not exist yet.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, file: None, end: 0 }
+        Self { path, file: None, end: 0, names: Names::default() }
+    }
+
+    /// What the commits seen so far made and dropped.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     /// End of the last commit seen, 0 without any.
@@ -44,6 +115,7 @@ impl WalTail {
     pub fn restart(&mut self) {
         self.file = None;
         self.end = 0;
+        self.names = Names::default();
     }
 
     /// Looks at what was appended; the end of the last whole commit if there is a new one.
@@ -61,6 +133,7 @@ impl WalTail {
             return Ok(None);
         }
         self.end = scan.commit_end;
+        self.names.add(scan.names);
         Ok(Some(self.end))
     }
 }
@@ -74,10 +147,11 @@ pub fn cut_torn_tail(path: &Path) -> io::Result<u64> {
     };
     let size = file.metadata()?.len();
     let scan = scan(&file, 0)?;
-    if scan.whole_end == size || !(scan.incomplete || only_zeros(&file, scan.whole_end, size)?) {
+    let torn = scan.whole_end < size && (scan.incomplete || only_zeros(&file, scan.whole_end, size)?);
+    let unfinished = scan.whole_end == size && scan.unfinished;
+    if !torn && !unfinished {
         return Ok(0);
     }
-    // Whole frames of a commit that did not finish go too: DuckDB would skip them, and positions stay equal to the file's size.
     if scan.commit_end == 0 {
         std::fs::remove_file(path)?;
     } else {
@@ -94,13 +168,19 @@ struct Scan {
     whole_end: u64,
     /// What follows is the beginning of a frame that the file's end cuts off.
     incomplete: bool,
+    /// Between the two ends are frames of a commit that did not finish.
+    unfinished: bool,
+    /// Of the commits.
+    names: Names,
 }
 
 /// Walks frames from `from`, the end of a commit, or 0 for the log's beginning.
 fn scan(file: &File, from: u64) -> io::Result<Scan> {
     let size = file.metadata()?.len();
     let mut buffer = Window { file, bytes: vec![0; READ_BYTES], start: 0, len: 0 };
-    let mut scan = Scan { commit_end: from, whole_end: from, incomplete: false };
+    let mut scan =
+        Scan { commit_end: from, whole_end: from, incomplete: false, unfinished: false, names: Names::default() };
+    let mut open = Names::default();
     if from == 0 {
         match header_len(buffer.at(0, 64)?) {
             Some(len) => scan.whole_end = len,
@@ -121,6 +201,11 @@ fn scan(file: &File, from: u64) -> io::Result<Scan> {
             break;
         }
         let kind = frame[18];
+        if matches!(kind, CREATE_SCHEMA | DROP_SCHEMA | DROP_TYPE) {
+            let start =
+                buffer.at(scan.whole_end, READ_BYTES.min(FRAME_HEADER as usize + payload.min(4096) as usize))?;
+            open.take(kind, &start[FRAME_HEADER as usize..]);
+        }
         match (scan.whole_end + FRAME_HEADER).checked_add(payload) {
             Some(end) if end <= size => scan.whole_end = end,
             _ => {
@@ -128,8 +213,10 @@ fn scan(file: &File, from: u64) -> io::Result<Scan> {
                 break;
             }
         }
+        scan.unfinished = !matches!(kind, FLUSH | CHECKPOINT);
         if kind == FLUSH {
             scan.commit_end = scan.whole_end;
+            scan.names.add(std::mem::take(&mut open));
         }
     }
     Ok(scan)
@@ -169,29 +256,17 @@ fn header_len(bytes: &[u8]) -> Option<u64> {
         *at += 2;
         Some(id)
     };
-    let varint = |at: &mut usize| -> Option<u64> {
-        let mut value = 0u64;
-        for shift in (0..70).step_by(7) {
-            let byte = *bytes.get(*at)?;
-            *at += 1;
-            value |= u64::from(byte & 0x7f).checked_shl(shift)?;
-            if byte & 0x80 == 0 {
-                return Some(value);
-            }
-        }
-        None
-    };
     loop {
         match field(&mut at)? {
             0xffff => return Some(at as u64),
             // Frame type (98), version, and the checkpoint iteration.
             100 | 101 | 103 => {
-                varint(&mut at)?;
+                varint(bytes, &mut at)?;
             }
             // The database's identifier: a list of bytes, each a varint.
             102 => {
-                for _ in 0..varint(&mut at)? {
-                    varint(&mut at)?;
+                for _ in 0..varint(bytes, &mut at)? {
+                    varint(bytes, &mut at)?;
                 }
             }
             _ => return None,
@@ -256,12 +331,54 @@ mod tests {
     fn a_tail_cut_at_any_byte_shrinks_to_the_last_commit() {
         let (_dir, path, bytes) = log(&[frame(26, 40), frame(FLUSH, 5), frame(26, 60), frame(FLUSH, 5)]);
         let first = HEADER_LEN + 16 + 40 + 16 + 5;
-        // A cut at a frame's end leaves whole frames, which DuckDB skips by itself.
-        for cut in (first + 1..bytes.len()).filter(|cut| *cut != first + 76) {
+        for cut in first + 1..bytes.len() {
             std::fs::write(&path, &bytes[..cut]).expect("writes");
             assert_eq!(cut_torn_tail(&path).expect("cuts"), (cut - first) as u64, "cut at {cut}");
             assert_eq!(std::fs::metadata(&path).expect("is there").len(), first as u64);
         }
+    }
+
+    /// As DuckDB writes them (seen).
+    #[test]
+    fn the_names_are_those_of_commits_only() {
+        let named = |payload: &[u8]| {
+            let mut bytes = (payload.len() as u64).to_le_bytes().to_vec();
+            bytes.extend([9; 8]);
+            bytes.extend(payload);
+            bytes
+        };
+        let made = named(b"d\x00\x03e\x00\x03Abc\xff\xff");
+        let dropped = named(b"d\x00\x0ee\x00\x04mainf\x00\x02ty\xff\xff");
+        let gone = named(b"d\x00\x04e\x00\x03xyz\xff\xff");
+        let (_dir, path, mut bytes) = log(&[made, frame(FLUSH, 5), dropped, gone]);
+        let mut tail = WalTail::new(path.clone());
+        tail.advance().expect("reads");
+        assert_eq!(tail.names(), &Names { schemas: ["abc".to_owned()].into(), ..Names::default() });
+        bytes.extend(frame(FLUSH, 5));
+        std::fs::write(&path, &bytes).expect("writes");
+        tail.advance().expect("reads");
+        let all = Names {
+            schemas: ["abc".to_owned(), "xyz".to_owned()].into(),
+            dropped_types: ["ty".to_owned()].into(),
+            unknown: false,
+        };
+        assert_eq!(tail.names(), &all);
+        tail.restart();
+        assert_eq!(tail.names(), &Names::default());
+    }
+
+    #[test]
+    fn a_name_too_long_to_be_read_counts_as_any() {
+        let mut payload = b"d\x00\x03e\x00".to_vec();
+        payload.extend([0xc0, 0x3e]);
+        payload.resize(payload.len() + 8000, b'n');
+        let mut bytes = (payload.len() as u64).to_le_bytes().to_vec();
+        bytes.extend([9; 8]);
+        bytes.extend(payload);
+        let (_dir, path, _) = log(&[bytes, frame(FLUSH, 5)]);
+        let mut tail = WalTail::new(path);
+        tail.advance().expect("reads");
+        assert!(tail.names().unknown);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::{CompactError, Limits};
 use crate::{
     duck::{Connection, Database, DuckError},
-    open::{MART, OWN_CHECKPOINTS, STORAGE_VERSION, is_replay, literal},
+    open::{BEFORE_ATTACH, MART, STORAGE_VERSION, is_replay, literal},
 };
 
 /// An instance and its one connection.
@@ -53,7 +53,7 @@ impl Instance {
             ("threads", &limits.threads.max(1).to_string()),
         ])?;
         let connection = database.connect()?;
-        for statement in OWN_CHECKPOINTS {
+        for statement in BEFORE_ATTACH {
             connection.execute(statement)?;
         }
         Ok(Self { connection, spill })
@@ -82,7 +82,7 @@ impl Instance {
     pub fn close_walls(&self) -> Result<(), CompactError> {
         let spill = literal(&format!("{}/", path_text(&self.spill.0)?));
         Ok(self.connection.execute(&format!(
-            "SET GLOBAL TimeZone = 'UTC'; SET GLOBAL allowed_directories = [{spill}]; SET GLOBAL enable_external_access = false"
+            "SET GLOBAL allowed_directories = [{spill}]; SET GLOBAL enable_external_access = false"
         ))?)
     }
 

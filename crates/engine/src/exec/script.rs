@@ -8,8 +8,10 @@ use crate::{
     format::{Columns, Encoder, Options},
     params,
     queries::{Query, Reason},
+    replay::{self, Refusal},
     session,
     sql::{Kind, Statement, gate, lexer::TokenKind},
+    wal::Names,
     wire::{Code, Point, Role},
     writers::{NotEntered, WriterPass},
 };
@@ -48,6 +50,8 @@ pub(super) struct Run<'a> {
     pub open: usize,
     /// The open transaction changes the catalog; so many statements may hide a write in it.
     pub ddl: Option<usize>,
+    /// What the open transaction made and dropped so far.
+    pub names: Names,
 }
 
 impl<'a> Run<'a> {
@@ -222,6 +226,7 @@ impl<'a> Run<'a> {
     /// A transaction is over: others may checkpoint, and the catalog may have changed.
     fn closed(&mut self) {
         self.open = 0;
+        self.names = Names::default();
         if let Some(counted) = self.ddl.take() {
             self.engine.hidden.after_ddl(&self.kept.connection, counted);
         }
@@ -230,6 +235,15 @@ impl<'a> Run<'a> {
     }
 
     fn execute(&mut self, statement: &Statement<'_>, answers: bool) -> Result<Option<Kept>, Failure> {
+        if replay::concerns(statement) {
+            let logged = || self.engine.mart.commits.names();
+            replay::check(&self.kept.connection, &self.request.sql, statement, logged, &mut self.names).map_err(
+                |refusal| match refusal {
+                    Refusal::Failure(failure) => failure,
+                    Refusal::Duck(error) => self.engine.redactor.failure(&error, self.query.reason()),
+                },
+            )?;
+        }
         if statement.kind == Kind::Ddl {
             let counted = self.engine.hidden.before_ddl(statement.text);
             self.ddl = Some(self.ddl.unwrap_or(0) + counted);
