@@ -79,6 +79,9 @@ enum Command {
         after_help = "Examples:\n  tarn archive tarn://127.0.0.1:8642/default/dev --storage-class GLACIER_IR\n  tarn archive tarn://127.0.0.1:8642/default/dev --older-than 7"
     )]
     Archive(history::ArchiveArgs),
+    /// Set how long every moment of one mart is kept.
+    #[command(after_help = "Example:\n  tarn retention tarn://127.0.0.1:8642/default/dev --days 90")]
+    Retention(history::RetentionArgs),
     /// Let go what the retention window has passed, now instead of daily.
     #[command(after_help = "Example:\n  tarn sweep tarn://127.0.0.1:8642/default/dev --dry-run")]
     Sweep(history::SweepArgs),
@@ -109,6 +112,7 @@ pub fn main() -> ExitCode {
         Command::Branch(args) => client::block_on(history::branch(args)),
         Command::Vacuum(args) => client::block_on(history::vacuum(args)),
         Command::Archive(args) => client::block_on(history::archive(args)),
+        Command::Retention(args) => client::block_on(history::retention(args)),
         Command::Sweep(args) => client::block_on(history::sweep(args)),
         Command::Verify(args) => client::block_on(verify::run(args)),
         Command::Doctor(args) => doctor::run(&args),

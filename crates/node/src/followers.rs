@@ -23,6 +23,7 @@ use crate::marts::Ground;
 use crate::names::MartId;
 use crate::orders::refused;
 use crate::past::{At, Past, parse_at};
+use crate::pins::Pin;
 use crate::supervisor::{Launch, MartLock, REPLAY, SpawnError};
 use crate::watcher::Live;
 
@@ -60,6 +61,7 @@ struct Follower {
     live: Arc<Live>,
     view: Arc<View>,
     fetched_before: Arc<AtomicU64>,
+    _pin: Pin,
     _place: Place,
     _grant: Grant,
     _lock: MartLock,
@@ -211,10 +213,12 @@ impl Followers {
         past: &names::Past,
         look: Option<Past>,
     ) -> Result<Arc<Follower>, ApiError> {
-        let replica = match &look {
-            Some(look) => look.replica().clone(),
-            None => self.ground.replica(id, incarnation)?,
+        // What was found some time ago may be gone by now.
+        let look = match look {
+            Some(look) => look,
+            None => Past::of(&self.ground, id, incarnation).await?,
         };
+        let replica = look.replica().clone();
         let view = Arc::new(replica.view(past).await.map_err(|error| refused(&error))?);
         let trouble = |error: &dyn std::fmt::Display| {
             tracing::warn!(mart = %id, %error, "an engine on an earlier moment does not start");
@@ -259,6 +263,7 @@ impl Followers {
             live,
             view,
             fetched_before: self.fetched_before.clone(),
+            _pin: look.into_pin(),
             _place: place,
             _grant: grant,
             _lock: lock,

@@ -84,6 +84,7 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/tenants/{tenant}/marts/{mart}/branches", post(history::branch))
         .route("/v1/tenants/{tenant}/marts/{mart}/archives", post(history::archive))
         .route("/v1/tenants/{tenant}/marts/{mart}/vacuum", post(history::vacuum))
+        .route("/v1/tenants/{tenant}/marts/{mart}/retention", axum::routing::put(history::retention))
         .route("/v1/tenants/{tenant}/marts/{mart}/sweep", post(history::sweep))
         .route_layer(from_fn_with_state(forwarder, forward::to_its_node));
     Router::new()

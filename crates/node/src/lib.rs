@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod names;
 pub mod orders;
 pub mod past;
+pub mod pins;
 pub mod publish;
 pub mod replicator;
 pub mod router;

@@ -26,6 +26,7 @@ use crate::error::{ApiError, Code};
 use crate::gateway::Gateway;
 use crate::names::MartId;
 use crate::orders::{self, Order};
+use crate::pins::AllPins;
 use crate::stores::{BucketStores, StoreError};
 use crate::supervisor::SocketDir;
 use crate::watcher::{Landed, Live, Phase, Progress, Watcher};
@@ -54,6 +55,8 @@ pub struct Ground {
     pub limits: EngineLimits,
     /// When their logs are folded.
     pub checkpoints: Checkpoints,
+    /// Who reads their past.
+    pub pins: AllPins,
 }
 
 impl Ground {

@@ -11,6 +11,7 @@ use replica::{Error, Position};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{ApiError, Code, Outcome};
+use crate::pins::Pins;
 
 /// Orders that wait at most; more wait at their senders.
 const WAITING: usize = 16;
@@ -26,7 +27,7 @@ pub enum Order {
     /// Change what is named. All commits so far are durable first.
     Names(Change, Reply<Arc<Names>>),
     /// Let go what retention allows.
-    Sweep(Ledger, Terms, Reply<Swept>),
+    Sweep(Ledger, Terms, Pins, Reply<Swept>),
     /// Put other files in the mart's place.
     Swap(Swap),
 }

@@ -18,6 +18,7 @@ use crate::error::{ApiError, Code};
 use crate::marts::Ground;
 use crate::names::MartId;
 use crate::orders::refused;
+use crate::pins::Pin;
 
 const MAX_SNAPSHOT_NAME: usize = 64;
 
@@ -63,14 +64,21 @@ pub fn snapshot_name(text: &str) -> Result<(), ApiError> {
 pub struct Past {
     replica: MartReplica,
     looked: Looked,
+    pin: Pin,
 }
 
 impl Past {
     /// As of now, of a mart that exists.
     pub async fn of(ground: &Ground, id: &MartId, incarnation: Uuid) -> Result<Self, ApiError> {
         let replica = ground.replica(id, incarnation)?;
+        let pin = ground.pins.of(incarnation).pin();
         let looked = replica.look().await.map_err(|error| refused(&error))?;
-        Ok(Self { replica, looked })
+        Ok(Self { replica, looked, pin })
+    }
+
+    /// What keeps sweeps from deleting what this look has found.
+    pub fn into_pin(self) -> Pin {
+        self.pin
     }
 
     /// Whose it is.

@@ -250,8 +250,8 @@ impl Replicator<'_> {
                 let _ = reply.send(answer);
                 done.map(|_| None)
             }
-            Order::Sweep(ledger, terms, reply) => {
-                let done = self.shipper.sweep(ledger, terms).await;
+            Order::Sweep(ledger, terms, pins, reply) => {
+                let done = self.shipper.sweep(ledger, terms, &|| pins.any()).await;
                 match done {
                     Ok(swept) => drop(reply.send(Ok(swept))),
                     Err(error) => {

@@ -30,6 +30,7 @@ use crate::http::{App, Running, metrics_routes, routes};
 use crate::marts::{Ground, Marts};
 use crate::metrics::Metrics;
 use crate::names::MartId;
+use crate::pins::AllPins;
 use crate::publish;
 use crate::scratch;
 use crate::stores::BucketStores;
@@ -113,6 +114,7 @@ impl Server {
             sockets: SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?,
             limits: config.engine.clone(),
             checkpoints: config.checkpoints,
+            pins: AllPins::default(),
         };
         if ground.limits.httpfs.is_none() {
             tracing::warn!(

@@ -215,6 +215,26 @@ pub(super) async fn archive(args: ArchiveArgs) -> anyhow::Result<()> {
 }
 
 #[derive(clap::Args)]
+pub(super) struct RetentionArgs {
+    /// The mart (default: TARN_DSN).
+    dsn: Option<String>,
+    /// Keep every moment so many days.
+    #[arg(long, required_unless_present = "default")]
+    days: Option<f64>,
+    /// As long as the server's setting says.
+    #[arg(long, conflicts_with = "days")]
+    default: bool,
+}
+
+pub(super) async fn retention(args: RetentionArgs) -> anyhow::Result<()> {
+    let mart = Mart::find(args.dsn.as_deref())?;
+    let body = json!({"days": args.days.filter(|_| !args.default)});
+    let kept = mart.client.json(mart.request(Method::PUT, "retention").json(&body)).await?;
+    eprintln!("every moment of `{}` is kept for {} days", mart.id, kept["days"]);
+    Ok(())
+}
+
+#[derive(clap::Args)]
 pub(super) struct SweepArgs {
     /// The mart (default: TARN_DSN).
     dsn: Option<String>,

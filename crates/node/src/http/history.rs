@@ -28,6 +28,7 @@ use crate::scratch;
 const MOST_MOMENTS: usize = 10_000;
 const MOST_BUCKETS: i64 = 10_000;
 const DAY_US: i64 = 24 * 3600 * 1_000_000;
+const MOST_DAYS: f64 = 36_500.0;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -324,6 +325,39 @@ pub(super) async fn vacuum(
     })))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Retention {
+    days: Option<f64>,
+}
+
+/// `PUT …/retention`: how long every moment of this mart is kept; null is as everywhere.
+pub(super) async fn retention(
+    State(app): State<Shared>,
+    Caller(caller): Caller,
+    Path((tenant, mart)): Path<(String, String)>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let id = mart_id(&tenant, &mart)?;
+    caller.require_admin_of(&id.tenant)?;
+    let Retention { days } = read_json(body).await?;
+    if days.is_some_and(|days| !days.is_finite() || !(0.0..=MOST_DAYS).contains(&days)) {
+        return Err(ApiError::new(Code::Invalid, "`days` is a number from 0 to 36500, or null"));
+    }
+    let keep_us = days.map(|days| (days * DAY_US as f64) as i64);
+    let mart = app.mart(&id).await?;
+    give(mart.orders(), |reply| {
+        let change = move |names: &mut replica::names::Names, _| {
+            names.keep_us = keep_us;
+            Ok(())
+        };
+        Order::Names(Box::new(change), reply)
+    })
+    .await?;
+    let everywhere = app.config.upkeep.keep.as_secs_f64() / 86_400.0;
+    Ok(json(json!({"days": days.unwrap_or(everywhere), "own": days.is_some()})))
+}
+
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 struct SweepRequest {
@@ -398,9 +432,12 @@ impl super::App {
                 "bytes": plan.bytes, "objects": plan.doomed, "unknown": past.unknown(&ledger).await.map_err(|e| refused(&e))?,
             }));
         }
+        // Its own look reads nothing more.
+        drop(past);
         self.release_branches(id).await?;
         let mart = self.mart(id).await?;
-        let swept = give(mart.orders(), |reply| Order::Sweep(ledger, terms, reply)).await?;
+        let pins = self.marts.ground().pins.of(mart.incarnation());
+        let swept = give(mart.orders(), |reply| Order::Sweep(ledger, terms, pins, reply)).await?;
         Ok(json!({
             "floor": swept.plan.floor, "let_go": swept.plan.doomed.len(), "packs": swept.plan.packs,
             "bytes": swept.plan.bytes, "deleted": swept.deleted,

@@ -32,13 +32,18 @@ pub struct Swept {
 
 impl Shipper {
     /// Lets go what only positions before the window need, and deletes what was let go a grace period ago. `ledger` is of some
-    /// earlier look at this log.
-    pub async fn sweep(&mut self, mut ledger: Ledger, terms: Terms) -> Result<Swept> {
+    /// earlier look at this log. Nothing is deleted while somebody reads what was let go: `is_read` is asked when nobody can begin to any more.
+    pub async fn sweep(
+        &mut self,
+        mut ledger: Ledger,
+        terms: Terms,
+        is_read: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<Swept> {
         self.settle().await?;
         let known = ledger.entries.keys().next_back().map_or(0, |last| last + 1).max(self.names.floor.max(1));
         ledger.extend(&self.log, known..=self.head.slot).await?;
         let plan = self.let_go(&ledger, terms).await?;
-        let deleted = self.delete(&ledger, terms).await?;
+        let deleted = if is_read() { 0 } else { self.delete(&ledger, terms).await? };
         Ok(Swept { plan, deleted })
     }
 

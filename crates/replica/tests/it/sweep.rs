@@ -34,7 +34,7 @@ async fn find(mart: &Mart, position: Position) -> replica::Result<Past> {
 async fn sweep(mart: &Mart, opened: &mut Opened, terms: Terms) -> Swept {
     let looked = mart.replica.look().await.expect("looks");
     let ledger = mart.replica.ledger(&looked).await.expect("reads");
-    opened.shipper.sweep(ledger, terms).await.expect("sweeps")
+    opened.shipper.sweep(ledger, terms, &|| false).await.expect("sweeps")
 }
 
 async fn keys(mart: &Mart) -> BTreeSet<String> {
@@ -203,7 +203,23 @@ async fn a_deposed_writer_sweeps_nothing() {
     let _taken = elsewhere.open().await.expect("takes over");
     let before = keys(&mart).await;
     let terms = Terms { now_us: i64::MAX / 2, keep_us: 0, grace_us: 0 };
-    let error = opened.shipper.sweep(ledger, terms).await.expect_err("it is deposed");
+    let error = opened.shipper.sweep(ledger, terms, &|| false).await.expect_err("it is deposed");
     assert!(matches!(error, Error::Fenced { .. }), "{error}");
     assert!(before.is_subset(&keys(&mart).await));
+}
+
+#[tokio::test]
+async fn what_is_being_read_is_let_go_but_not_deleted() {
+    let (mart, mut opened, _) = lived().await;
+    let all = moments(&mart).await;
+    let past = find(&mart, all[0].position).await.expect("found");
+    let before = copy(&mart.replica, &past).await.expect("copies");
+    let terms = Terms { now_us: all.last().expect("moments").time_us + 1, keep_us: 0, grace_us: 0 };
+    let looked = mart.replica.look().await.expect("looks");
+    let ledger = mart.replica.ledger(&looked).await.expect("reads");
+    let swept = opened.shipper.sweep(ledger, terms, &|| true).await.expect("sweeps");
+    assert!(!swept.plan.doomed.is_empty() && swept.deleted == 0);
+    assert!(matches!(find(&mart, all[0].position).await, Err(Error::NotFound(_))), "nobody begins to read it");
+    assert!(copy(&mart.replica, &past).await.expect("whoever had begun goes on") == before);
+    assert!(sweep(&mart, &mut opened, terms).await.deleted > 0, "afterwards it goes");
 }
