@@ -274,17 +274,71 @@ async fn a_slot_that_a_writer_won_after_the_loss_stays_its_own() {
     assert!(objects(mart.store.as_ref()).await == after);
 }
 
+/// Versions of a store in which somebody else opens the mart while they are read.
+#[derive(Debug)]
+struct Taken {
+    memory: Memory,
+    rival: tokio::sync::Mutex<Option<(MartReplica, tempfile::TempDir)>>,
+}
+
+#[async_trait]
+impl Versions for Taken {
+    async fn list(&self, prefix: &str) -> object_store::Result<Vec<Version>> {
+        self.memory.list(prefix).await
+    }
+
+    async fn get(&self, key: &Key, id: &str) -> object_store::Result<Bytes> {
+        if let Some((rival, root)) = self.rival.lock().await.take() {
+            rival.open_writer(root.path(), "there").await.expect("restores");
+        }
+        self.memory.get(key, id).await
+    }
+}
+
 #[tokio::test]
-async fn a_whole_record_in_place_of_another_is_named_and_left_to_a_person() {
+async fn a_slot_that_a_writer_wins_during_the_repair_stays_its_own() {
+    let (mart, opened) = lived().await;
+    drop(opened);
+    let all = objects(mart.store.as_ref()).await;
+    let last = all.keys().filter(|key| key.as_ref().contains("/log/")).count() as u64;
+    let key = mart.key(&format!("log/{last:020}"));
+    damage(mart.store.as_ref(), &key, None).await;
+    let rival = (mart.replica.clone(), tempfile::tempdir().expect("a directory"));
+    let taken = Taken { memory: Memory::of(&all), rival: tokio::sync::Mutex::new(Some(rival)) };
+    let outcome = mart.replica.repair(Scope::Window, &taken).await.expect("answers");
+    assert!(outcome.repaired.is_empty() && outcome.report.problems.is_empty(), "{outcome:?}");
+    assert!(objects(mart.store.as_ref()).await[&key] != all[&key], "the writer's record is there");
+}
+
+#[tokio::test]
+async fn of_two_records_of_a_slot_the_one_that_was_built_on_is_put_back() {
     let (mart, _opened) = lived().await;
     let all = objects(mart.store.as_ref()).await;
-    // A rival's history of the same mart: another first fence.
+    let key = mart.key("log/00000000000000000001");
+    let mut memory = Memory::of(&all);
+    memory.0.get_mut(&key).expect("there").insert(0, rivals_first(&mart).await);
+    damage(mart.store.as_ref(), &key, None).await;
+    let outcome = mart.replica.repair(Scope::Window, &memory).await.expect("repairs");
+    assert_eq!((outcome.repaired.len(), outcome.report.problems.len()), (1, 0), "{outcome:?}");
+    assert!(objects(mart.store.as_ref()).await == all);
+}
+
+/// The first record of another history of the same mart.
+async fn rivals_first(mart: &Mart) -> Bytes {
     let store = Arc::new(object_store::memory::InMemory::new());
     let stores = Stores { data: store.clone(), log: store.clone() };
     let rival = MartReplica::new(stores, "duckdb/dev".into(), mart.incarnation);
     rival.create("there").await.expect("creates");
     let key = mart.key("log/00000000000000000001");
-    let theirs = store.get(&key).await.expect("there").bytes().await.expect("reads");
+    store.get(&key).await.expect("there").bytes().await.expect("reads")
+}
+
+#[tokio::test]
+async fn a_whole_record_in_place_of_another_is_named_and_left_to_a_person() {
+    let (mart, _opened) = lived().await;
+    let all = objects(mart.store.as_ref()).await;
+    let key = mart.key("log/00000000000000000001");
+    let theirs = rivals_first(&mart).await;
     damage(mart.store.as_ref(), &key, Some(theirs.clone())).await;
     let outcome = mart.replica.repair(Scope::Window, &Memory::of(&all)).await.expect("answers");
     assert_eq!(keys(&outcome.report), [key.clone()].into(), "{outcome:?}");
