@@ -311,3 +311,31 @@ async fn a_schedule_names_moments_of_marts_that_changed() {
     assert_eq!(restore(&server, &seen[0]).await.status, StatusCode::OK);
     assert_eq!(values(&server, DEV).await, json!([0]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mart_has_a_window_of_its_own_and_what_is_read_is_not_deleted() {
+    let settings = [("TARN_RETENTION_GRACE_HOURS", "0"), ("TARN_CHECKPOINT_WAL", "1KB")];
+    let server = TestServer::start_with(&settings).await;
+    server.query("CREATE TABLE t(a BIGINT)").await.rows();
+    let first = insert(&server, 0).await;
+    for value in 1..200 {
+        insert(&server, value).await;
+    }
+    server.logged("base shipped", 3).await;
+    // An engine on the first moment stays for a while after its query.
+    let body = json!({"sql": "SELECT count(*) FROM t", "at": first});
+    assert_eq!(server.query_in(DEV, body.clone()).await.rows()[0][0], json!(1));
+    let planned = post(&server, &format!("{MART}/sweep"), json!({"dry_run": true})).await;
+    assert_eq!(planned.body["objects"], json!([]), "30 days have not passed");
+    for (days, code) in [(json!(-1), "invalid"), (json!("x"), "invalid")] {
+        let request = server.request(Method::PUT, &format!("{MART}/retention")).json(&json!({ "days": days }));
+        assert_eq!(server.send(request).await.code(), code);
+    }
+    let request = server.request(Method::PUT, &format!("{MART}/retention")).json(&json!({"days": 0}));
+    assert_eq!(server.send(request).await.status, StatusCode::OK);
+    let swept = post(&server, &format!("{MART}/sweep"), json!({})).await;
+    assert!(swept.body["let_go"].as_u64() > Some(0), "{swept:?}");
+    assert_eq!(swept.body["deleted"], json!(0), "the first moment is being read");
+    assert_eq!(server.query_in(DEV, body).await.rows()[0][0], json!(1));
+    assert_eq!(restore(&server, &first).await.code(), "not_found", "but nobody begins to");
+}
