@@ -2,6 +2,7 @@
 //!
 //! Handlers check and translate; the work is done by `router`, `marts` and `control`. Errors get their request's id here.
 
+mod changes;
 mod forward;
 mod health;
 mod history;
@@ -10,6 +11,7 @@ mod metrics;
 mod positions;
 mod query;
 mod running;
+mod space;
 mod tenants;
 mod tokens;
 mod verify;
@@ -80,12 +82,12 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/tenants/{tenant}/marts/{mart}/history", get(history::history))
         .route("/v1/tenants/{tenant}/marts/{mart}/snapshots", get(history::snapshots).post(history::snapshot))
         .route("/v1/tenants/{tenant}/marts/{mart}/snapshots/{name}", axum::routing::delete(history::delete_snapshot))
-        .route("/v1/tenants/{tenant}/marts/{mart}/restore", post(history::restore))
-        .route("/v1/tenants/{tenant}/marts/{mart}/branches", post(history::branch))
-        .route("/v1/tenants/{tenant}/marts/{mart}/archives", post(history::archive))
-        .route("/v1/tenants/{tenant}/marts/{mart}/vacuum", post(history::vacuum))
-        .route("/v1/tenants/{tenant}/marts/{mart}/retention", axum::routing::put(history::retention))
-        .route("/v1/tenants/{tenant}/marts/{mart}/sweep", post(history::sweep))
+        .route("/v1/tenants/{tenant}/marts/{mart}/restore", post(changes::restore))
+        .route("/v1/tenants/{tenant}/marts/{mart}/branches", post(changes::branch))
+        .route("/v1/tenants/{tenant}/marts/{mart}/archives", post(space::archive))
+        .route("/v1/tenants/{tenant}/marts/{mart}/vacuum", post(changes::vacuum))
+        .route("/v1/tenants/{tenant}/marts/{mart}/retention", axum::routing::put(space::retention))
+        .route("/v1/tenants/{tenant}/marts/{mart}/sweep", post(space::sweep))
         .route_layer(from_fn_with_state(forwarder, forward::to_its_node));
     Router::new()
         .merge(of_marts)

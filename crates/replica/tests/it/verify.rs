@@ -390,7 +390,7 @@ async fn what_a_sweep_kept_is_looked_at_and_what_it_let_go_is_not_missed() {
     let ledger = mart.replica.ledger(&looked).await.expect("reads");
     let now_us = i64::MAX / 2;
     let terms = Terms { now_us, keep_us: 0, grace_us: 1 };
-    opened.shipper.sweep(ledger.clone(), terms).await.expect("sweeps");
+    opened.shipper.sweep(ledger.clone(), terms, &|| false).await.expect("sweeps");
     // While both are there, a copy's loss is seen.
     let all = objects(mart.store.as_ref()).await;
     let copies: Vec<_> = all.keys().filter(|key| key.as_ref().contains("/kept/")).cloned().collect();
@@ -402,7 +402,11 @@ async fn what_a_sweep_kept_is_looked_at_and_what_it_let_go_is_not_missed() {
         let outcome = mart.replica.repair(Scope::Window, &Memory::of(&all)).await.expect("repairs");
         assert_eq!(outcome.report.problems, []);
     }
-    opened.shipper.sweep(ledger, Terms { now_us: now_us + 2, keep_us: 2, grace_us: 1 }).await.expect("sweeps");
+    opened
+        .shipper
+        .sweep(ledger, Terms { now_us: now_us + 2, keep_us: 2, grace_us: 1 }, &|| false)
+        .await
+        .expect("sweeps");
     let swept = objects(mart.store.as_ref()).await;
     assert!(swept.len() < all.len(), "something was deleted");
     // Older versions still know what was swept; it is not needed.
