@@ -31,8 +31,8 @@ use crate::watcher::Live;
 const DIR: &str = "past";
 /// How often it is looked who is idle.
 const LOOK: Duration = Duration::from_secs(5);
-/// What a name, or a moment that is still open, means is asked again after this.
-const FRESH: Duration = Duration::from_secs(2);
+/// After this it is looked whether a moment is still there.
+const FRESH: Duration = Duration::from_secs(30);
 /// Meanings remembered at most.
 const REMEMBERED: usize = 4096;
 /// An engine that is ended has nothing to finish.
@@ -70,8 +70,8 @@ struct Follower {
 #[derive(Clone)]
 struct Meaning {
     past: names::Past,
-    /// After this it may mean something else; never, if the time has passed for good.
-    until: Option<Instant>,
+    /// After this it is looked whether it is still there.
+    until: Instant,
 }
 
 /// A directory of one engine; gone with it.
@@ -156,7 +156,7 @@ impl Followers {
     async fn meaning(&self, id: &MartId, incarnation: Uuid, at: &At) -> Result<(names::Past, Option<Past>), ApiError> {
         let key = (incarnation, at.clone());
         let known = self.meanings().get(&key).cloned();
-        if let Some(known) = known.filter(|known| known.until.is_none_or(|until| Instant::now() < until)) {
+        if let Some(known) = known.filter(|known| Instant::now() < known.until) {
             return Ok((known.past, None));
         }
         let look = Past::of(&self.ground, id, incarnation).await?;
@@ -166,13 +166,14 @@ impl Followers {
             At::Position(_) => true,
             At::Snapshot(_) => false,
         };
-        let until = (!settled).then(|| Instant::now() + FRESH);
-        let mut meanings = self.meanings();
-        if meanings.len() >= REMEMBERED {
-            meanings.clear();
+        // What a name or an open moment means is asked each time; what is settled may still be swept.
+        if settled {
+            let mut meanings = self.meanings();
+            if meanings.len() >= REMEMBERED {
+                meanings.clear();
+            }
+            meanings.insert(key, Meaning { past: past.clone(), until: Instant::now() + FRESH });
         }
-        meanings.insert(key, Meaning { past: past.clone(), until });
-        drop(meanings);
         Ok((past, Some(look)))
     }
 
@@ -219,6 +220,9 @@ impl Followers {
             None => Past::of(&self.ground, id, incarnation).await?,
         };
         let replica = look.replica().clone();
+        if !look.names().holds(past, replica.owner()) {
+            return Err(ApiError::new(Code::NotFound, "the mart has no such moment any more"));
+        }
         let view = Arc::new(replica.view(past).await.map_err(|error| refused(&error))?);
         let trouble = |error: &dyn std::fmt::Display| {
             tracing::warn!(mart = %id, %error, "an engine on an earlier moment does not start");

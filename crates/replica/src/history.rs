@@ -16,6 +16,8 @@ use crate::position::Position;
 use crate::record::{Header, Kind, Record};
 
 const PARALLEL_READS: usize = 16;
+/// Headers read at once at least.
+const LEAST_PIECE: usize = 64;
 
 /// What made a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -131,14 +133,25 @@ impl<'a> History<'a> {
         Ok(Past { position, time_us, route: record.header.route(record.hash) })
     }
 
-    /// Headers of the records that have moments in a span of time (microseconds, end not included), oldest first; at most `limit` of
-    /// them, the newest.
-    pub async fn between(&self, time_us: Range<i64>, limit: usize) -> Result<Vec<Header>> {
+    /// Moments in a span of time (microseconds, end not included), oldest first: all of them, or at least the newest `limit`.
+    pub async fn between(&self, time_us: Range<i64>, limit: usize) -> Result<Vec<Moment>> {
         let first = self.first(|header| header.time_us >= time_us.start).await?;
         // One more: a record that ends later may begin in the span.
-        let end = (self.first(|header| header.time_us >= time_us.end).await? + 1).min(self.slots.end);
-        let first = first.max(end.saturating_sub(limit as u64));
-        stream::iter(first..end).map(|slot| self.header(slot)).buffered(PARALLEL_READS).try_collect().await
+        let mut end = (self.first(|header| header.time_us >= time_us.end).await? + 1).min(self.slots.end);
+        let mut pieces = Vec::new();
+        let mut found = 0;
+        // Backwards, since not every record has a moment.
+        while end > first && found < limit {
+            let start = first.max(end.saturating_sub((limit - found).max(LEAST_PIECE) as u64));
+            let headers: Vec<Header> =
+                stream::iter(start..end).map(|slot| self.header(slot)).buffered(PARALLEL_READS).try_collect().await?;
+            let piece: Vec<Moment> =
+                headers.iter().flat_map(moments).filter(|moment| time_us.contains(&moment.time_us)).collect();
+            found += piece.len();
+            pieces.push(piece);
+            end = start;
+        }
+        Ok(pieces.into_iter().rev().flatten().collect())
     }
 
     /// The last moment before `end` that is wanted, with its record.

@@ -104,6 +104,21 @@ impl Names {
         serde_json::from_slice(&json).map_err(|error| Error::corrupt(object, error.to_string()))
     }
 
+    /// Whether the log still has all that a moment needs, as far as it is `own`.
+    pub fn holds(&self, past: &Past, own: &Owner) -> bool {
+        let is_own = |stretch: &&Stretch| stretch.owner.as_ref().is_none_or(|owner| owner == own);
+        let is_there = |slot| slot >= self.floor || self.kept.iter().any(|(from, to)| (*from..=*to).contains(&slot));
+        // Copies of a stretch are one range, or part of one.
+        let whole = |stretch: &Stretch| {
+            let below = stretch.first.min(self.floor)..=stretch.last.min(self.floor.saturating_sub(1));
+            is_there(stretch.first)
+                && is_there(stretch.last)
+                && (stretch.first >= self.floor
+                    || self.kept.iter().any(|(from, to)| from <= below.start() && below.end() <= to))
+        };
+        past.route.iter().filter(is_own).all(whole)
+    }
+
     /// Every moment that is held by a name or a branch.
     pub fn held(&self) -> impl Iterator<Item = &Past> {
         self.snapshots.values().map(|snapshot| &snapshot.past).chain(self.branches.iter().map(|branch| &branch.past))

@@ -10,7 +10,7 @@ use std::path::Path;
 use futures::TryStreamExt;
 
 use crate::error::{Error, Result};
-use crate::history::{At, History, Moment, moments};
+use crate::history::{At, History, Moment};
 use crate::log::{Log, Put};
 use crate::names::{Names, Past};
 use crate::open::MartReplica;
@@ -93,9 +93,7 @@ impl MartReplica {
     /// Moments in a span of time (microseconds, end not included), oldest first; at least the newest `limit` of them.
     pub async fn moments(&self, looked: &Looked, time_us: std::ops::Range<i64>, limit: usize) -> Result<Vec<Moment>> {
         let history = History::new(&self.log, looked.head.clone(), &looked.names);
-        let headers = history.between(time_us.clone(), limit).await?;
-        let all = headers.iter().flat_map(moments);
-        Ok(all.filter(|moment| time_us.contains(&moment.time_us)).collect())
+        history.between(time_us, limit).await
     }
 
     /// Writes `mart.db` and `mart.db.wal` as of a moment into an empty directory; returns their bytes.

@@ -208,9 +208,15 @@ impl Shipper {
         Some(Past { position: self.durable(), time_us: self.head.time_us, route: self.head.route() })
     }
 
-    /// The writer's reign.
+    /// The writer's reign: what positions of commits from here on carry.
     pub fn epoch(&self) -> u64 {
-        self.head.epoch
+        self.head.epoch + u64::from(self.base_begins_epoch())
+    }
+
+    /// The base of other files has an iteration of its own, which may be lower than that of the fence before it: so that positions
+    /// only go up, it begins one more epoch.
+    fn base_begins_epoch(&self) -> bool {
+        self.base_anew && self.head.tip.is_some()
     }
 
     /// True while nothing can be shipped but a base.
@@ -326,6 +332,7 @@ impl Shipper {
             Effect::Head,
         )
         .await?;
+        let epoch = self.epoch();
         let local = Local { incarnation: self.log.incarnation, epoch, image: Uuid::new_v4(), intent: None };
         let dir = self.dir.clone();
         blocking(move || local.write(&dir)).await

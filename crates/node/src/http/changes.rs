@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::history::{nothing_yet, past_is_kept};
+use super::history::{gone, nothing_yet};
 use super::{Caller, Shared, json, mart_id, read_json};
 use crate::clock;
 use crate::control::{Ancestor, MartEntry};
@@ -94,11 +94,13 @@ pub(super) async fn branch(
     let replica = ground.replica(&child, entry.incarnation)?;
     let open = app.mart(&id).await?;
     // The parent holds the moment before anybody builds on it.
-    let owner = replica.owner().clone();
+    let (owner, own) = (replica.owner().clone(), past.replica().owner().clone());
     let names = give(open.orders(), |reply| {
         let change = move |names: &mut replica::names::Names, here: Option<replica::names::Past>| {
             let past = wanted.or(here).ok_or_else(nothing_yet)?;
-            past_is_kept(names, &past)?;
+            if !names.holds(&past, &own) {
+                return Err(gone());
+            }
             names.branches.push(Branch { child: owner, created_us: clock::now_us(), past });
             Ok(())
         };

@@ -50,7 +50,7 @@ pub(super) async fn history(
         return Ok(json(counts(&past.moments(from..to, usize::MAX).await?, from..to, buckets)));
     }
     let limit = span.limit.unwrap_or(1_000).clamp(1, MOST_MOMENTS);
-    let mut moments = past.moments(from..to, limit).await?;
+    let mut moments = past.moments(from..to, limit + 1).await?;
     let more = moments.len() > limit;
     moments.drain(..moments.len().saturating_sub(limit));
     let listed: Vec<Value> = moments.iter().rev().map(describe_moment).collect();
@@ -170,10 +170,13 @@ impl super::App {
     ) -> Result<Snapshot, ApiError> {
         let mart = self.mart(id).await?;
         let wanted = name.clone();
+        let own = self.past(id).await?.replica().owner().clone();
         let names = give(mart.orders(), |reply| {
             let change = move |names: &mut replica::names::Names, here: Option<replica::names::Past>| {
                 let past = earlier.or(here).ok_or_else(nothing_yet)?;
-                past_is_kept(names, &past)?;
+                if !names.holds(&past, &own) {
+                    return Err(gone());
+                }
                 if names.snapshots.contains_key(&wanted) {
                     return Err(ApiError::new(Code::Conflict, "a snapshot has this name already")
                         .hint("choose another name, or delete that one"));
@@ -195,21 +198,16 @@ impl super::App {
     }
 }
 
-/// A moment may have been swept between finding and naming it.
-pub(super) fn past_is_kept(names: &replica::names::Names, past: &replica::names::Past) -> Result<(), ApiError> {
-    let there = |slot: u64| slot >= names.floor || names.kept.iter().any(|(from, to)| (*from..=*to).contains(&slot));
-    let own = past.route.iter().filter(|stretch| stretch.owner.is_none());
-    match own.into_iter().all(|stretch| there(stretch.first) && there(stretch.last)) {
-        true => Ok(()),
-        false => Err(ApiError::new(Code::NotFound, "the mart has no such moment any more")),
-    }
-}
-
 pub(super) fn may_write(caller: &Principal, id: &MartId) -> Result<(), ApiError> {
     match caller.role_in(&id.tenant)? {
         engine::wire::Role::Reader => Err(ApiError::new(Code::Forbidden, "a reader can't change what is named")),
         _ => Ok(()),
     }
+}
+
+/// A moment that was swept between finding and holding it.
+pub(super) fn gone() -> ApiError {
+    ApiError::new(Code::NotFound, "the mart has no such moment any more")
 }
 
 pub(super) fn nothing_yet() -> ApiError {

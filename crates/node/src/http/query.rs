@@ -98,8 +98,8 @@ pub(super) async fn run(
 
 /// Whether an administrator asks for a vacuum in SQL: DuckDB's own gives no space back.
 fn is_vacuum(ask: &Ask, sql: &str) -> bool {
-    let words = sql.trim().trim_end_matches(';').trim_end();
-    ask.role == Role::Admin && words.eq_ignore_ascii_case("vacuum")
+    let alone = |statements: Vec<engine::sql::Statement<'_>>| matches!(statements.as_slice(), [one] if one.kind == Kind::Vacuum && one.first == "vacuum" && one.text.split_whitespace().count() == 1);
+    ask.role == Role::Admin && engine::sql::split(sql).is_ok_and(alone)
 }
 
 /// Vacuums; the query that tells what came of it, in whatever form was asked for.

@@ -300,7 +300,7 @@ impl Life {
                     return Trouble::Swapped(Box::new(Next { before: live, quiet, done, reply }));
                 }
                 // The engine goes on; the next turn of the loop ships what it writes.
-                Some(Err(swap::Failed::Nothing(reply, error))) => drop(reply.send(Err(error))),
+                Some(Err(swap::Failed::Nothing(reply, answer))) => drop(reply.send(answer)),
                 Some(Err(swap::Failed::Unknown(reply, error))) => {
                     let _ = reply.send(Err(error));
                     quiet.retire().await;

@@ -27,7 +27,7 @@ const LINGER: Duration = Duration::from_secs(600);
 /// How a swap ended that changed nothing, or nobody knows what.
 pub(super) enum Failed {
     /// The mart is as it was.
-    Nothing(Reply<Swapped>, ApiError),
+    Nothing(Reply<Swapped>, Result<Swapped, ApiError>),
     /// The files on this disk may not be the mart's any more: it must be opened anew.
     Unknown(Reply<Swapped>, ApiError),
 }
@@ -44,10 +44,11 @@ pub(super) async fn swap(
         Swap::Back { expected: Some(expected), reply, .. } if expected != before => {
             let error = ApiError::new(Code::Conflict, format!("the mart is at {before}, not at {expected}"))
                 .hint("look at what has changed, then ask again with the new position");
-            Err(Failed::Nothing(reply, error))
+            Err(Failed::Nothing(reply, Err(error)))
         }
         Swap::Back { prepared, reply, .. } => match shipper.go_back(*prepared, node).await {
             Ok(after) => Ok((Swapped { before, after, compacted: None }, reply)),
+            Err(error @ replica::Error::NotFound(_)) => Err(Failed::Nothing(reply, Err(refused(&error)))),
             Err(error) => Err(Failed::Unknown(reply, refused(&error).outcome(Outcome::Unknown))),
         },
         Swap::Vacuum { reply } => vacuum(shipper, live, before, reply, node).await,
@@ -62,7 +63,7 @@ async fn vacuum(
     node: &str,
 ) -> Result<(Swapped, Reply<Swapped>), Failed> {
     let Some(root) = live.dir.parent() else {
-        return Err(Failed::Nothing(reply, ApiError::internal("a mart's directory has a parent", "none")));
+        return Err(Failed::Nothing(reply, Err(ApiError::internal("a mart's directory has a parent", "none"))));
     };
     let work = Work::new(root);
     let (compacted, iteration) = match compact(&live.dir, &work, before).await {
@@ -70,9 +71,15 @@ async fn vacuum(
         Err(error) => {
             let text = "the compact copy could not be made, or is not the same; the mart is as it was";
             tracing::error!(%error, "a vacuum failed");
-            return Err(Failed::Nothing(reply, ApiError::new(Code::Internal, text).hint("the server's log says why")));
+            let error = ApiError::new(Code::Internal, text).hint("the server's log says why");
+            return Err(Failed::Nothing(reply, Err(error)));
         }
     };
+    if compacted.bytes_after >= compacted.bytes_before {
+        // Small files have nothing to give.
+        let kept = Compacted { bytes_after: compacted.bytes_before, ..compacted };
+        return Err(Failed::Nothing(reply, Ok(Swapped { before, after: before, compacted: Some(kept) })));
+    }
     let changed = async {
         shipper.replace_files(&work.to(), node).await?;
         shipper.ship_base(iteration).await

@@ -63,6 +63,10 @@ impl Shipper {
     /// log. The engine must not write any more, and all of its commits must have been shipped.
     pub async fn go_back(&mut self, mut prepared: Prepared, node: &str) -> Result<Position> {
         self.settle().await?;
+        // It may have been swept while it was fetched.
+        if !self.names.holds(&prepared.past, self.log.layout.owner()) {
+            return Err(Error::NotFound(format!("position {}", prepared.past.position)));
+        }
         let epoch = self.head.epoch + 1;
         let detour = Detour { before: prepared.past.route.clone(), resumes: self.head.slot + 1 };
         let (life, tip) = (&prepared.loaded.life, prepared.loaded.tip);
@@ -94,12 +98,13 @@ impl Shipper {
         let tip = Tip { wal_bytes: tip.durable, wal_prefix: prefix, ..tip };
         let epoch = self.head.epoch + 1;
         let kind = Kind::Fence { node: node.to_owned(), from: Some(self.durable()) };
-        let local = Local { incarnation: self.log.incarnation, epoch, image: Uuid::new_v4(), intent: None };
         let draft =
             Draft { epoch, base_slot: self.head.base_slot, tip: Some(tip), kind, time_us: now_us(), detour: None };
         self.append(draft, &[], Effect::Head).await?;
-        self.move_in(from, local).await?;
         (self.needs_base, self.base_anew) = (true, true);
+        let epoch = self.epoch();
+        let local = Local { incarnation: self.log.incarnation, epoch, image: Uuid::new_v4(), intent: None };
+        self.move_in(from, local).await?;
         // The packs stay known by content; which block is where does not.
         self.base = BaseState { stale: self.base.contents(), ..BaseState::default() };
         self.shipped = Shipped::default();

@@ -43,7 +43,7 @@ impl Shipper {
         let kind =
             Kind::Base { iteration, manifest: name, manifest_hash: hash, file_bytes: manifest.file_bytes(), image: id };
         let draft = Draft {
-            epoch: self.head.epoch,
+            epoch: self.epoch(),
             base_slot: self.head.slot + 1,
             tip: Some(Tip::at_base(iteration)),
             kind,
@@ -131,7 +131,7 @@ impl Shipper {
 
     async fn put_manifest(&self, manifest: &Manifest) -> Result<(String, Hash)> {
         let bytes = manifest.encode(self.log.incarnation);
-        let name = Layout::new_manifest(self.head.epoch, manifest.iteration);
+        let name = Layout::new_manifest(self.epoch(), manifest.iteration);
         let key = self.log.layout.named(&name).expect("own manifest names are well formed");
         let hash = Hash::of(&bytes);
         self.log.stores.data.put(&key, bytes.into()).await.map_err(|error| Error::store(&key, error))?;

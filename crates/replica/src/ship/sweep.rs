@@ -42,15 +42,23 @@ impl Shipper {
         self.settle().await?;
         let known = ledger.entries.keys().next_back().map_or(0, |last| last + 1).max(self.names.floor.max(1));
         ledger.extend(&self.log, known..=self.head.slot).await?;
-        let plan = self.let_go(&ledger, terms).await?;
+        let plan = self.let_go(&mut ledger, terms).await?;
         let deleted = if is_read() { 0 } else { self.delete(&ledger, terms).await? };
         Ok(Swept { plan, deleted })
     }
 
-    async fn let_go(&mut self, ledger: &Ledger, terms: Terms) -> Result<Plan> {
+    async fn let_go(&mut self, ledger: &mut Ledger, terms: Terms) -> Result<Plan> {
         let keep_us = self.names.keep_us.unwrap_or(terms.keep_us);
         let horizon_us = terms.now_us.saturating_sub(keep_us);
-        let plan = retention::plan(ledger, &self.names, self.log.layout.owner(), horizon_us);
+        let mut plan = retention::plan(ledger, &self.names, self.log.layout.owner(), horizon_us);
+        let unread: Vec<u64> = plan.copies.iter().filter(|slot| !ledger.entries.contains_key(slot)).copied().collect();
+        if !unread.is_empty() {
+            // What is needed must be known before anything is let go.
+            for slot in unread {
+                ledger.extend(&self.log, slot..=slot).await?;
+            }
+            plan = retention::plan(ledger, &self.names, self.log.layout.owner(), horizon_us);
+        }
         if plan.doomed.is_empty() && plan.floor == self.names.floor.max(1) && plan.kept == self.names.kept {
             return Ok(plan);
         }
