@@ -339,3 +339,22 @@ async fn a_mart_has_a_window_of_its_own_and_what_is_read_is_not_deleted() {
     assert_eq!(server.query_in(DEV, body).await.rows()[0][0], json!(1));
     assert_eq!(restore(&server, &first).await.code(), "not_found", "but nobody begins to");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moments_after_a_vacuum_are_found() {
+    let server = TestServer::start_with(&[("TARN_CHECKPOINT_WAL", "1KB"), ("TARN_CHECKPOINT_IDLE_MS", "20")]).await;
+    server.query("CREATE TABLE t(a BIGINT)").await.rows();
+    for value in 0..100 {
+        insert(&server, value).await;
+    }
+    server.logged("base shipped", 4).await;
+    let vacuumed = post(&server, &format!("{MART}/vacuum"), json!({})).await;
+    let mut positions = vec![vacuumed.body["position"].as_str().expect("a position").to_owned()];
+    for value in 0..5 {
+        positions.push(insert(&server, value).await);
+    }
+    for (index, position) in positions.iter().enumerate() {
+        let counted = server.query_in(DEV, json!({"sql": "SELECT count(*) FROM t", "at": position})).await;
+        assert_eq!(*counted.rows(), json!([[100 + index]]), "{position}");
+    }
+}

@@ -9,6 +9,7 @@ mod gateway;
 mod history;
 mod kills;
 mod loss;
+mod model;
 mod orphans;
 mod outages;
 mod past;

@@ -291,3 +291,47 @@ async fn a_changed_or_missing_record_on_the_way_is_noticed() {
         mart.store.put(&key, bytes.into()).await.expect("puts");
     }
 }
+
+#[tokio::test]
+async fn every_moment_is_found_after_files_of_a_lower_iteration_took_a_marts_place() {
+    let (mart, mut opened) = lived_until("bulk-into-free-blocks").await;
+    let other = opened.dir.parent().expect("a mart's directory").join("compact");
+    std::fs::create_dir(&other).expect("makes");
+    // A compact copy counts its checkpoints anew.
+    let compact = step("checkpoint");
+    compact.write(&other);
+    match opened.shipper.replace_files(&other, "here").await {
+        Err(Error::Misuse(_)) => return,
+        replaced => replaced.expect("replaces"),
+    }
+    opened.dir = opened.shipper.dir().to_owned();
+    let mut held = vec![(opened.shipper.ship_base(compact.iteration).await.expect("ships"), compact)];
+    for name in ["small-after-checkpoint", "checkpoint-2", "drop", "checkpoint-3", "bulk-into-free-blocks"] {
+        let next = step(name);
+        held.push((advance(&mut opened, &next).await.expect("ships"), next));
+    }
+    for (position, step) in held {
+        let past = find(&mart, At::Position(position)).await.unwrap_or_else(|error| panic!("{}: {error}", step.name));
+        assert_copies(&mart.replica, &past, &step).await;
+    }
+}
+
+/// The checkpoint has run, its answer got lost, and then something is named. The files are still the log's own continuation.
+#[tokio::test]
+async fn names_between_a_checkpoint_and_its_base_do_not_give_up_the_files() {
+    let (mart, mut opened) = lived_until("mixed").await;
+    opened.shipper.begin_checkpoint().await.expect("begins");
+    step("checkpoint").write(&opened.dir);
+    let mut names = opened.shipper.names().clone();
+    names.done.insert("sweep".into(), 1);
+    opened.shipper.set_names(names).await.expect("is named");
+    let after = step("small-after-checkpoint");
+    after.write(&opened.dir);
+    drop(opened);
+    let mut again = mart.open().await.expect("opens");
+    assert_eq!(again.how, replica::How::Reused, "commits that are only on this disk went to quarantine");
+    assert_eq!(again.shipper.adopt(after.point()).await.expect("adopts"), Adopt::NeedsBase);
+    again.shipper.ship_base(after.iteration).await.expect("ships");
+    again.shipper.ship(&after.points()).await.expect("ships");
+    crate::life::assert_restores(&mart, &after).await;
+}

@@ -223,3 +223,26 @@ async fn what_is_being_read_is_let_go_but_not_deleted() {
     assert!(copy(&mart.replica, &past).await.expect("whoever had begun goes on") == before);
     assert!(sweep(&mart, &mut opened, terms).await.deleted > 0, "afterwards it goes");
 }
+
+/// Fetching takes a while, and a sweep may come between: what the mart then builds on is not deleted, however late.
+#[tokio::test]
+async fn a_moment_that_was_swept_while_it_was_fetched_is_not_gone_back_to_or_stays() {
+    let (mart, mut opened, _) = lived().await;
+    let all = moments(&mart).await;
+    let past = find(&mart, all[1].position).await.expect("found");
+    let before = copy(&mart.replica, &past).await.expect("copies");
+    let prepared = mart.replica.prepare(mart.root.path(), past).await.expect("fetches");
+    let (now_us, grace_us) = (all.last().expect("moments").time_us + 1, 1_000_000);
+    sweep(&mart, &mut opened, Terms { now_us, keep_us: 0, grace_us }).await;
+    if opened.shipper.go_back(prepared, "here").await.is_err() {
+        return;
+    }
+    // Once a day: the next one deletes what the first let go.
+    for turn in 1..=2 {
+        let now_us = now_us + turn * grace_us;
+        sweep(&mart, &mut opened, Terms { now_us, keep_us: 0, grace_us }).await;
+    }
+    let looked = mart.replica.look().await.expect("looks");
+    let now = mart.replica.find(&looked, At::Now).await.expect("found");
+    assert!(copy(&mart.replica, &now).await.expect("the mart can be restored") == before);
+}
