@@ -6,6 +6,7 @@ mod faults;
 mod process;
 mod queries;
 mod ranges;
+mod replays;
 mod streams;
 mod support;
 mod views;
