@@ -11,7 +11,10 @@ mod keyed;
 mod script;
 mod stream;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -27,6 +30,7 @@ use crate::{
     pipe::{PipeBody, pipe},
     pool::Pool,
     queries::{Queries, Query},
+    replay::bulk,
     session::Session,
     view::View,
     wire::{ErrorBody, Point, Role},
@@ -44,6 +48,8 @@ pub struct Engine {
     /// Where it runs.
     pub pool: Pool,
     hidden: HiddenWrites,
+    /// The mart has, or had, an index.
+    pub(crate) indexed: AtomicBool,
     /// The past moment that it shows, if it does.
     pub view: Option<View>,
     pub(crate) redactor: Redactor,
@@ -107,9 +113,12 @@ impl Engine {
     /// Opens the mart.
     pub fn open(config: &EngineConfig) -> Result<Self, OpenError> {
         let mart = Mart::open(config)?;
-        let hidden = match config.view {
-            Some(_) => HiddenWrites::none(),
-            None => HiddenWrites::open(&mart.connect()?)?,
+        let (hidden, indexed) = match config.view {
+            Some(_) => (HiddenWrites::none(), false),
+            None => {
+                let connection = mart.connect()?;
+                (HiddenWrites::open(&connection)?, bulk::has_index(&connection)?)
+            }
         };
         Ok(Self {
             mart,
@@ -117,6 +126,7 @@ impl Engine {
             queries: Arc::default(),
             pool: Pool::default(),
             hidden,
+            indexed: AtomicBool::new(indexed),
             view: config.view.as_ref().map(View::new),
             redactor: Redactor::new(config),
             keys: keyed::Keys::default(),

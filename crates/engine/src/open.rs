@@ -28,6 +28,9 @@ const SESSION: [(&str, &str); 4] = [
     ("progress_bar_time", "0"),
 ];
 
+/// DuckDB sets it by itself where it makes several steps of one statement: ADD COLUMN with a computed default.
+const OWN_STEPS: &str = "current_transaction_invalidation_policy";
+
 /// Files of this storage version say in their log which database and checkpoint it belongs to.
 pub(crate) const STORAGE_VERSION: &str = "v1.5.0";
 
@@ -174,7 +177,9 @@ fn lock_down(setup: &Connection, config: &EngineConfig) -> Result<(), DuckError>
         .map(|scope| literal(scope))
         .collect::<Vec<_>>()
         .join(", ");
-    let own = SESSION.map(|(name, _)| literal(name)).join(", ");
+    let mut own: Vec<String> = SESSION.iter().map(|(name, _)| literal(name)).collect();
+    own.push(literal(OWN_STEPS));
+    let own = own.join(", ");
     // As an open-time setting this one is shown but not enforced.
     setup.execute(&format!("SET GLOBAL max_temp_directory_size = '{}B'", config.max_temp_bytes))?;
     for statement in [

@@ -7,8 +7,10 @@
 //! It works on tokens and on the catalog as the statement's own transaction sees it. Not here: which objects SQL may touch at all
 //! (`sql::gate`), and how a log is opened (`open`).
 //!
-//! **Invariant:** every statement that changes the catalog comes here, in its transaction, before DuckDB runs it.
+//! **Invariants:** every statement that changes the catalog comes here, in its transaction, before DuckDB runs it; and every
+//! transaction of a mart with an index before its COMMIT (`bulk`).
 
+pub(crate) mod bulk;
 mod tables;
 
 use std::collections::HashSet;

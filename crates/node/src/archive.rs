@@ -36,7 +36,7 @@ pub async fn one(
     class: Option<&str>,
 ) -> Result<Value, ApiError> {
     let bucket = bucket(ground, id)?;
-    let scratch = Scratch::make(&ground.state_dir)?;
+    let scratch = Scratch::make(&ground.state_dir).await?;
     let file = scratch.path().join("archive.db");
     let compacted = child::compact(&scratch.copy(past, at).await?, &file).await.map_err(|error| {
         tracing::error!(mart = %id, %error, "an archive can't be made");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use engine::compact::TableDiff;
 use replica::names;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use crate::error::{ApiError, Code};
@@ -16,17 +17,20 @@ use crate::supervisor::child;
 
 /// Below the state directory.
 const DIR: &str = "scratch";
+/// Each takes a copy's room on disk and an engine of its own: more wait.
+static TURNS: Semaphore = Semaphore::const_new(2);
 
 /// A directory of one piece of work; gone with it.
-pub struct Scratch(PathBuf);
+pub struct Scratch(PathBuf, SemaphorePermit<'static>);
 
 impl Scratch {
-    /// An empty one.
-    pub fn make(state_dir: &Path) -> Result<Self, ApiError> {
+    /// An empty one, when it is its turn.
+    pub async fn make(state_dir: &Path) -> Result<Self, ApiError> {
+        let turn = TURNS.acquire().await.map_err(|error| ApiError::internal("turns never end", error))?;
         let dir = state_dir.join(DIR).join(Uuid::new_v4().to_string());
         std::fs::create_dir_all(&dir)
             .map_err(|error| ApiError::internal("a scratch directory can't be made", error))?;
-        Ok(Self(dir))
+        Ok(Self(dir, turn))
     }
 
     /// Where it is.
@@ -66,7 +70,7 @@ pub async fn compare(
     if from.position == to.position {
         return Ok(Vec::new());
     }
-    let scratch = Scratch::make(state_dir)?;
+    let scratch = Scratch::make(state_dir).await?;
     let (from, to) = futures::future::try_join(scratch.copy(past, from), scratch.copy(past, to)).await?;
     child::diff(&from, &to).await.map_err(|error| {
         tracing::error!(%error, "two moments can't be compared");

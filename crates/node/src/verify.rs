@@ -113,7 +113,7 @@ impl Verifier {
         let started = Instant::now();
         let looked = replica.look().await.map_err(|error| refused(&error))?;
         let past = replica.find(&looked, At::Now).await.map_err(|error| refused(&error))?;
-        let scratch = Scratch::make(&self.ground.state_dir)?;
+        let scratch = Scratch::make(&self.ground.state_dir).await?;
         let bytes = replica.copy(&past, scratch.path()).await.map_err(|error| refused(&error))?;
         let checked = check(&scratch.path().join(DB_FILE)).await?;
         self.metrics.restore_verified(id, clock::now_us());

@@ -1,5 +1,7 @@
 //! The statements of a request, one after another.
 
+use std::sync::atomic::Ordering;
+
 use crate::{
     buffer::{Buffer, Kept},
     commit::CommitError,
@@ -8,7 +10,7 @@ use crate::{
     format::{Columns, Encoder, Options},
     params,
     queries::{Query, Reason},
-    replay::{self, Refusal},
+    replay::{self, Refusal, bulk},
     session,
     sql::{Kind, Statement, gate, lexer::TokenKind},
     wal::Names,
@@ -195,6 +197,11 @@ impl<'a> Run<'a> {
 
     /// Commits the open transaction.
     pub fn commit(&mut self) -> Result<(), Failure> {
+        if self.engine.indexed.load(Ordering::SeqCst)
+            && let Some(failure) = bulk::check(&self.kept.connection).map_err(|error| self.duck(&error))?
+        {
+            return Err(failure);
+        }
         let commits = &self.engine.mart.commits;
         let kept = &mut *self.kept;
         let result = self.query.shield(|| commits.commit(|| kept.commit()));
@@ -245,6 +252,9 @@ impl<'a> Run<'a> {
             )?;
         }
         if statement.kind == Kind::Ddl {
+            if statement.text.to_ascii_lowercase().contains("index") {
+                self.engine.indexed.store(true, Ordering::SeqCst);
+            }
             let counted = self.engine.hidden.before_ddl(statement.text);
             self.ddl = Some(self.ddl.unwrap_or(0) + counted);
             // Temporary objects would be seen by the connection's next request.
