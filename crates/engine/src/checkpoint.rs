@@ -1,7 +1,7 @@
 //! Folding the log into the file, on demand and alone.
 //!
 //! # Consistency
-//! The writers' gate is closed and all writers are done before CHECKPOINT runs, so no commit can come beside it, and DuckDB never
+//! The writers' gate is closed, by the node before it shipped what there was or else here, and all writers are done before CHECKPOINT runs, so no commit can come beside it, and DuckDB never
 //! puts one into its second log (`.wal.checkpoint`). The new position is announced before the gate opens again.
 //!
 //! # Crash consistency
@@ -41,14 +41,15 @@ pub fn checkpoint(engine: &Engine, request: CheckpointRequest) -> Result<Checkpo
     }
     let started = Instant::now();
     let connection = engine.mart.connect().map_err(|error| engine.redactor.failure(&error, None))?;
-    if let Tried::Done(answer) =
-        until(engine, &connection, started, started + Duration::from_millis(request.reader_wait_ms))?
-    {
+    // The node has closed it, shipped all there is, and nothing may come in between.
+    let kept = engine.gate.take_kept();
+    let patience = started + Duration::from_millis(request.reader_wait_ms);
+    if let Tried::Done(answer) = until(engine, &connection, kept.as_ref(), started, patience)? {
         return Ok(answer);
     }
     if request.abort_readers {
         engine.queries.cancel_all(Reason::InTheWay);
-        if let Tried::Done(answer) = until(engine, &connection, started, Instant::now() + ABORT)? {
+        if let Tried::Done(answer) = until(engine, &connection, kept.as_ref(), started, Instant::now() + ABORT)? {
             return Ok(answer);
         }
     }
@@ -57,16 +58,28 @@ pub fn checkpoint(engine: &Engine, request: CheckpointRequest) -> Result<Checkpo
         .transient())
 }
 
-fn until(engine: &Engine, connection: &Connection, started: Instant, deadline: Instant) -> Result<Tried, Failure> {
-    let gate = match engine.gate.close(deadline) {
-        Ok(gate) => gate,
-        Err(NotClosed::Ordered) => {
-            return Err(Failure::new(Code::Conflict, "writers are held off by the node").hint("open the gate first"));
-        }
-        Err(NotClosed::Late) => return Ok(Tried::InTheWay),
+fn until(
+    engine: &Engine,
+    connection: &Connection,
+    kept: Option<&ClosedGate<'_>>,
+    started: Instant,
+    deadline: Instant,
+) -> Result<Tried, Failure> {
+    let closed = match kept {
+        Some(_) => None,
+        None => match engine.gate.close(deadline) {
+            Ok(gate) => Some(gate),
+            Err(NotClosed::Ordered) => {
+                return Err(
+                    Failure::new(Code::Conflict, "writers are held off by the node").hint("open the gate first")
+                );
+            }
+            Err(NotClosed::Late) => return Ok(Tried::InTheWay),
+        },
     };
+    let Some(gate) = kept.or(closed.as_ref()) else { return Ok(Tried::InTheWay) };
     loop {
-        match once(engine, connection, &gate) {
+        match once(engine, connection, gate) {
             Ok(point) => {
                 let stall_ms = started.elapsed().as_millis() as u64;
                 return Ok(Tried::Done(CheckpointAnswer { iteration: point.0, wal_bytes: point.1, stall_ms }));

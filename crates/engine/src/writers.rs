@@ -119,6 +119,16 @@ impl WriterGate {
         drop(closed);
     }
 
+    /// Takes a kept gate over: it opens when that is dropped. `None` if it is not kept.
+    pub fn take_kept(&self) -> Option<ClosedGate<'_>> {
+        let mut state = self.lock();
+        if state.door != Door::Kept {
+            return None;
+        }
+        state.door = Door::Closing;
+        Some(ClosedGate(self))
+    }
+
     /// Turns a kept gate into one that never opens; false if it is not kept.
     pub fn retire(&self) -> bool {
         let mut state = self.lock();

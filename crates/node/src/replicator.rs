@@ -189,8 +189,14 @@ impl Replicator<'_> {
         match self.shipper.begin_checkpoint_behind().await {
             Ok(()) => self.ask_for_checkpoint(plan, true).await,
             // A checkpoint ran whose answer was not waited for; its commits say so, and make its base due.
-            Err(Error::Misuse(why)) => self.refused(plan, &why),
-            Err(error) => return Err(error),
+            Err(Error::Misuse(why)) => {
+                self.let_in().await;
+                self.refused(plan, &why);
+            }
+            Err(error) => {
+                self.let_in().await;
+                return Err(error);
+            }
         }
         drop(held);
         Ok(())
@@ -396,8 +402,20 @@ impl Replicator<'_> {
     /// Holds writers back, ships the rest, checkpoints, and makes the base due.
     async fn checkpoint(&mut self, plan: &mut Plan) -> Result<(), Error> {
         let held = Held::new(self.hold);
-        if !self.all_shipped(plan).await? {
-            self.refused(plan, "writers are busy");
+        // In the engine too: whoever had passed the node would commit between the last shipping and the checkpoint, and its position
+        // would be none that the log knows.
+        let client = self.live.engine.client();
+        let wait_ms = u64::try_from(QUIET.as_millis()).unwrap_or(u64::MAX);
+        let close = wire::WritersRequest { state: wire::WritersState::Closed, wait_ms, abort: false };
+        if let Err(error) = client.call::<_, wire::WritersAnswer>("/writers", &close).await {
+            self.refused(plan, &format!("writers are busy: {error}"));
+            return Ok(());
+        }
+        let shipped = self.all_shipped(plan).await;
+        if !matches!(shipped, Ok(true)) {
+            self.let_in().await;
+            shipped?;
+            self.refused(plan, "the last commits are not shipped");
             return Ok(());
         }
         let patience_over = plan.refused_since.is_some_and(|since| since.elapsed() > READER_PATIENCE);
@@ -405,6 +423,15 @@ impl Replicator<'_> {
         self.ask_for_checkpoint(plan, abort_readers).await;
         drop(held);
         Ok(())
+    }
+
+    /// Opens the engine's gate, if it is closed. A checkpoint does so by itself.
+    async fn let_in(&self) {
+        let open = wire::WritersRequest { state: wire::WritersState::Open, wait_ms: 0, abort: false };
+        if let Err(error) = self.live.engine.client().call::<_, wire::WritersAnswer>("/writers", &open).await {
+            // It has ended, then.
+            tracing::debug!(%error, "an engine's gate can't be opened");
+        }
     }
 
     /// The checkpoint was announced and writers are held: runs it.
@@ -421,7 +448,10 @@ impl Replicator<'_> {
                 plan.refused_since = None;
                 plan.idle_at = Instant::now() + self.checkpoints.idle;
             }
-            Err(CallError::Refused { message, .. }) => self.refused(plan, &message),
+            Err(CallError::Refused { message, .. }) => {
+                self.let_in().await;
+                self.refused(plan, &message);
+            }
             // The engine is going or gone; its feed will say so.
             Err(error) => self.refused(plan, &error.to_string()),
         }

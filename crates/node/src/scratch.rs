@@ -21,7 +21,10 @@ const DIR: &str = "scratch";
 static TURNS: Semaphore = Semaphore::const_new(2);
 
 /// A directory of one piece of work; gone with it.
-pub struct Scratch(PathBuf, SemaphorePermit<'static>);
+pub struct Scratch {
+    dir: PathBuf,
+    _turn: SemaphorePermit<'static>,
+}
 
 impl Scratch {
     /// An empty one, when it is its turn.
@@ -30,17 +33,17 @@ impl Scratch {
         let dir = state_dir.join(DIR).join(Uuid::new_v4().to_string());
         std::fs::create_dir_all(&dir)
             .map_err(|error| ApiError::internal("a scratch directory can't be made", error))?;
-        Ok(Self(dir, turn))
+        Ok(Self { dir, _turn: turn })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.dir
     }
 
     /// The database of a moment, copied there.
     pub async fn copy(&self, past: &Past, at: &names::Past) -> Result<PathBuf, ApiError> {
-        let dir = self.0.join(at.position.to_string());
+        let dir = self.dir.join(at.position.to_string());
         std::fs::create_dir_all(&dir)
             .map_err(|error| ApiError::internal("a scratch directory can't be made", error))?;
         past.replica().copy(at, &dir).await.map_err(|error| refused(&error))?;
@@ -51,7 +54,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // What is left is removed at the next start.
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 

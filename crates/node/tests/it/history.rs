@@ -358,3 +358,29 @@ async fn moments_after_a_vacuum_are_found() {
         assert_eq!(*counted.rows(), json!([[100 + index]]), "{position}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_acknowledged_position_is_in_the_history_though_checkpoints_come_between() {
+    let server = TestServer::start_with(&[("TARN_CHECKPOINT_WAL", "2KB"), ("TARN_CHECKPOINT_IDLE_MS", "20")]).await;
+    server.query("CREATE TABLE t(a BIGINT, s VARCHAR)").await.rows();
+    let writers = (0..8).map(|writer| {
+        let requests = server.requests();
+        tokio::spawn(async move {
+            let mut told = Vec::new();
+            for value in 0..40 {
+                let rows = if (value + writer) % 10 == 0 { 130_000 } else { 1 };
+                let sql = format!("INSERT INTO t SELECT {value}, 'x' || i FROM range({rows}) r(i)");
+                let request = requests.request(Method::POST, &format!("{MART}/query")).json(&json!({ "sql": sql }));
+                let answer = requests.try_send(request).await.expect("the node runs");
+                told.extend(answer.position.filter(|_| answer.durable.as_deref() == Some("object")));
+            }
+            told
+        })
+    });
+    let told = futures::future::try_join_all(writers).await.expect("no writer panics").concat();
+    let listed = get(&server, &format!("{MART}/history?limit=10000")).await;
+    let listed: std::collections::BTreeSet<_> =
+        listed.body["moments"].as_array().expect("a list").iter().filter_map(|m| m["position"].as_str()).collect();
+    let gone: Vec<_> = told.iter().filter(|position| !listed.contains(position.as_str())).collect();
+    assert!(gone.is_empty(), "{} of {} are not listed: {gone:?}", gone.len(), told.len());
+}
