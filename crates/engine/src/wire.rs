@@ -9,6 +9,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// The names of headers that engine and node exchange; HTTP lower case.
 pub mod header {
@@ -21,6 +22,12 @@ pub mod header {
     pub const AT: &str = "tarn-at";
     /// Answer, beside [`AT`]: `1` if another commit was in flight just then, so that the result may show a later moment.
     pub const AT_MOVING: &str = "tarn-at-moving";
+    /// Answer: rows that the answering statement inserted, updated or deleted, over all sets of parameters.
+    pub const CHANGED_ROWS: &str = "tarn-changed-rows";
+    /// Trailer, in the Flight format only: the [`super::ErrorBody`] of what failed after the first byte, percent-encoded JSON.
+    pub const ERROR: &str = "tarn-error";
+    /// Request of `/load`: the [`super::LoadRequest`], percent-encoded JSON.
+    pub const LOAD: &str = "tarn-load";
     /// Answer: `true` if an earlier answer under the same idempotency key was repeated.
     pub const REPLAYED: &str = "tarn-replayed";
     /// Request: the deadline in milliseconds of a body that names none.
@@ -132,6 +139,16 @@ pub struct QueryRequest {
     /// An array (positional) or an object (named) without a name that comes twice; see `docs/types.md`.
     #[serde(default, deserialize_with = "crate::params::unique::optional", skip_serializing_if = "Option::is_none")]
     pub params: Option<serde_json::Value>,
+    /// Base64 of an Arrow IPC stream whose rows are sets of positional parameters: a write runs once for each, all in one
+    /// transaction; a read runs once for each and the answers are joined. Not beside `params`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub params_arrow: Option<String>,
+    /// Runs on this session's connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Uuid>,
+    /// With `session`, for a single statement that reads: its rows go into the session's table [`KEPT_TABLE`], the answer is [`Kept`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
     /// Interrupts the request after so many milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
@@ -144,6 +161,40 @@ pub struct QueryRequest {
     /// An earlier moment; read by the node, ignored by the engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
+}
+
+/// Where a kept result is, in its session.
+pub const KEPT_TABLE: &str = "temp.main._tarn_result";
+
+/// The media type of [`crate::format::Format::Flight`].
+pub const FLIGHT: &str = "application/x-tarn-flight";
+
+/// Answer of a query that is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// How many rows there are.
+    pub rows: u64,
+}
+
+/// Answer of `POST /describe`, which takes a [`QueryRequest`] and runs nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Described {
+    /// `read`, `write`, `ddl` or `other`, the strongest of all statements.
+    pub kind: String,
+    /// How many statements there are.
+    pub statements: usize,
+    /// Base64 of an encapsulated Arrow IPC schema message: what a single statement that reads returns. `None` for all else.
+    pub schema: Option<String>,
+    /// The same of its parameters, named `1`, `2`, … or as they are called; those whose type DuckDB can't tell are text.
+    pub parameters: Option<String>,
+}
+
+/// Body of `POST /sessions`. Ended by `DELETE /sessions/{id}`, which rolls back what is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionRequest {
+    /// The session's id, chosen by the node: random, and bound to the principal that asks.
+    pub id: Uuid,
 }
 
 /// What became of the request's effects when it failed.

@@ -8,11 +8,12 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use axum::body::Body as Outgoing;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -20,7 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-type Sender = SendRequest<Full<Bytes>>;
+type Sender = SendRequest<Outgoing>;
 
 /// Connections that are kept; an engine runs fewer queries than that at once.
 const MAX_IDLE: usize = 64;
@@ -73,7 +74,7 @@ impl EngineClient {
     }
 
     /// Sends a request and returns when its answer's head is there.
-    pub async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<EngineBody>, ClientError> {
+    pub async fn send(&self, mut request: Request<Outgoing>) -> Result<Response<EngineBody>, ClientError> {
         request.headers_mut().insert(HOST, http::HeaderValue::from_static("engine"));
         loop {
             let idle = self.shared.idle().pop();
@@ -116,7 +117,7 @@ impl EngineClient {
     }
 
     /// Sends a request; JSON back.
-    pub async fn ask<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<T, CallError> {
+    pub async fn ask<T: DeserializeOwned>(&self, request: Request<Outgoing>) -> Result<T, CallError> {
         let response = self.send(request).await?;
         let status = response.status();
         let bytes = response.into_body().collect().await.map_err(|_| ClientError::Lost)?.to_bytes();
@@ -147,8 +148,8 @@ impl Shared {
 }
 
 /// A request of the node's own.
-pub fn request(method: Method, path: &str, body: Bytes) -> Request<Full<Bytes>> {
-    let mut request = Request::new(Full::new(body));
+pub fn request(method: Method, path: &str, body: Bytes) -> Request<Outgoing> {
+    let mut request = Request::new(Outgoing::from(body));
     *request.method_mut() = method;
     *request.uri_mut() = path.parse().expect("paths are made of literals and UUIDs");
     request.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));

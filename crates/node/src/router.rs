@@ -15,9 +15,9 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use engine::wire::{Point, Role, header};
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, TE, TRAILER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, TE, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use replica::Position;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -40,9 +40,10 @@ const LAST_RESORT: Duration = Duration::from_millis(DEAF_MS + 5_000);
 const REASON_WAIT: Duration = Duration::from_secs(1);
 const MAX_ERROR_BYTES: usize = 1 << 20;
 /// What is passed on of an engine's answer.
-const PASSED: [HeaderName; 4] = [
+const PASSED: [HeaderName; 5] = [
     CONTENT_TYPE,
     CONTENT_LENGTH,
+    HeaderName::from_static(header::CHANGED_ROWS),
     HeaderName::from_static(header::QUERY_ID),
     HeaderName::from_static(header::REPLAYED),
 ];
@@ -58,8 +59,10 @@ pub enum Durability {
     Local,
 }
 
-/// A checked query on its way to an engine.
+/// A checked request on its way to an engine; its body travels beside it.
 pub struct Ask {
+    /// What of the engine is asked: `/query`, `/load`.
+    pub path: &'static str,
     /// The query's id.
     pub id: Uuid,
     /// Who asks.
@@ -68,24 +71,21 @@ pub struct Ask {
     pub role: Role,
     /// When to acknowledge.
     pub durability: Durability,
-    /// The public JSON body.
-    pub body: Bytes,
     /// Its deadline, or the one of a body that names none.
     pub timeout: Duration,
-    /// `Accept` and `Idempotency-Key`, passed on as they are.
+    /// Passed on as they are: `Accept`, `Idempotency-Key`, what describes the body.
     pub headers: HeaderMap,
-    /// True if nothing in the SQL can write.
+    /// True if nothing in the request can write.
     pub reads_only: bool,
 }
 
 impl Ask {
-    fn request(&self) -> Request<Full<Bytes>> {
-        let mut request = request(Method::POST, "/query", self.body.clone());
+    fn request(&self, body: Body) -> Request<Body> {
+        let mut request = request(Method::POST, self.path, Bytes::new());
+        *request.body_mut() = body;
         let headers = request.headers_mut();
-        for name in [ACCEPT, HeaderName::from_static(header::IDEMPOTENCY_KEY)] {
-            if let Some(value) = self.headers.get(&name) {
-                headers.insert(name, value.clone());
-            }
+        for (name, value) in &self.headers {
+            headers.insert(name, value.clone());
         }
         let role = match self.role {
             Role::Reader => "reader",
@@ -133,9 +133,9 @@ impl Ask {
 }
 
 /// Sends a query to an engine and returns when its answer's head is there.
-async fn send(live: &Live, ask: &Ask, started: Instant) -> Result<http::Response<EngineBody>, ApiError> {
-    let sent =
-        tokio::time::timeout(ask.timeout.saturating_add(LAST_RESORT), live.engine.client().send(ask.request())).await;
+async fn send(live: &Live, ask: &Ask, body: Body, started: Instant) -> Result<http::Response<EngineBody>, ApiError> {
+    let request = ask.request(body);
+    let sent = tokio::time::timeout(ask.timeout.saturating_add(LAST_RESORT), live.engine.client().send(request)).await;
     match sent {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(ClientError::Unsent)) => {
@@ -151,9 +151,9 @@ async fn send(live: &Live, ask: &Ask, started: Instant) -> Result<http::Response
 }
 
 /// Runs a read on an engine of an earlier moment, whose position never moves and is durable.
-pub async fn query_past(live: &Live, ask: &Ask) -> Result<Response, ApiError> {
+pub async fn query_past(live: &Live, ask: &Ask, body: Body) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let (head, body) = send(live, ask, started).await?.into_parts();
+    let (head, body) = send(live, ask, body, started).await?.into_parts();
     let moment = Moment::of(&head.headers, live.epoch);
     if !head.status.is_success() {
         let Ok(bytes) = Limited::new(body, MAX_ERROR_BYTES).collect().await.map(|whole| whole.to_bytes()) else {
@@ -178,13 +178,19 @@ fn pass_on(head: &http::response::Parts) -> Response {
     answer
 }
 
-/// Runs a query on its mart's engine. `wait` bounds how long the answer is held for durability.
-pub async fn query(mart: &Arc<OpenMart>, live: Arc<Live>, ask: &Ask, wait: Duration) -> Result<Response, ApiError> {
+/// Runs a request on its mart's engine. `wait` bounds how long the answer is held for durability.
+pub async fn query(
+    mart: &Arc<OpenMart>,
+    live: Arc<Live>,
+    ask: &Ask,
+    body: Body,
+    wait: Duration,
+) -> Result<Response, ApiError> {
     if ask.reads_only || ask.durability == Durability::Local {
         mart.may_answer()?;
     }
     let started = Instant::now();
-    let response = send(&live, ask, started).await?;
+    let response = send(&live, ask, body, started).await?;
     let (head, body) = response.into_parts();
     let moment = Moment::of(&head.headers, live.epoch);
     let landed = match (moment.commit, ask.durability) {
@@ -215,7 +221,8 @@ pub async fn query(mart: &Arc<OpenMart>, live: Arc<Live>, ask: &Ask, wait: Durat
     }
     let mut answer = pass_on(&head);
     moment.describe(answer.headers_mut(), landed);
-    if !head.headers.contains_key(TRAILER) {
+    let may_commit = |names: &HeaderValue| names.as_bytes().starts_with(header::COMMIT.as_bytes());
+    if !head.headers.get(TRAILER).is_some_and(may_commit) {
         *answer.body_mut() = Body::new(body);
         return Ok(answer);
     }

@@ -19,6 +19,7 @@ use hyper_util::service::TowerToHyperService;
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+use tower_layer::Layer;
 
 use crate::auth::Admin;
 use crate::cluster::Cluster;
@@ -45,6 +46,15 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(120);
 /// Whoever may list it may read every tenant's data.
 const PRIVATE: u32 = 0o700;
 const ADDRESS_FILE: &str = "address";
+
+/// One client connection, in the extensions of each of its requests.
+#[derive(Debug, Clone)]
+pub struct ConnectionId {
+    /// Random.
+    pub id: uuid::Uuid,
+    /// Cancelled once it is closed.
+    pub closed: CancellationToken,
+}
 
 /// A node that serves.
 pub struct Server {
@@ -219,7 +229,7 @@ impl Server {
 
 /// Takes connections until `stop`; returns when their answers have ended, or after a while.
 async fn accept(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
-    let routes = TowerToHyperService::new(routes(app.clone()));
+    let routes = routes(app.clone());
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
     let connections = GracefulShutdown::new();
@@ -238,9 +248,13 @@ async fn accept(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
         };
         // Without it small answers wait for acknowledgements; a socket that refuses is about to fail anyway.
         let _ = stream.set_nodelay(true);
-        let connection = builder.serve_connection(TokioIo::new(stream), routes.clone()).into_owned();
+        let place = ConnectionId { id: uuid::Uuid::new_v4(), closed: CancellationToken::new() };
+        let closed = place.closed.clone().drop_guard();
+        let service = TowerToHyperService::new(axum::Extension(place).layer(routes.clone()));
+        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
         let watched = connections.watch(connection);
         tokio::spawn(async move {
+            let _closed = closed;
             if let Err(error) = watched.await {
                 tracing::debug!(%error, "a connection broke");
             }

@@ -61,11 +61,11 @@ pub(super) async fn run(
         let at = parsed.at.map(Cow::into_owned);
         let parsed_sql = parsed.sql.into_owned();
         let ask = Ask {
+            path: "/query",
             id,
             principal: caller.id.clone(),
             role,
             durability,
-            body,
             timeout,
             headers: passed_on(&headers),
             reads_only,
@@ -77,20 +77,20 @@ pub(super) async fn run(
             }
             let live = app.followers.at(&mart_id, app.known(&mart_id).await?, &at).await?;
             let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
-            let response = router::query_past(&live, &ask).await?;
+            let response = router::query_past(&live, &ask, body.into()).await?;
             return Ok(response.map(|body| entry.until_sent(body)));
         }
         let mart = app.mart(&mart_id).await?;
         if mart.holds_writers() && !ask.reads_only {
             mart.writers_may_pass().await;
         }
-        let ask = match is_vacuum(&ask, &parsed_sql) {
-            true => Ask { body: vacuumed(&mart).await?, reads_only: true, ..ask },
-            false => ask,
+        let (ask, body) = match is_vacuum(&ask, &parsed_sql) {
+            true => (Ask { reads_only: true, ..ask }, vacuumed(&mart).await?),
+            false => (ask, body),
         };
         let live = mart.live().await?;
         let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
-        let response = router::query(&mart, live, &ask, app.config.durable_wait).await?;
+        let response = router::query(&mart, live, &ask, body.into(), app.config.durable_wait).await?;
         Ok(response.map(|body| entry.until_sent(body)))
     };
     named.await.map_err(|error: ApiError| error.request_id(id))
