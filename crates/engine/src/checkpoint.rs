@@ -49,6 +49,7 @@ pub fn checkpoint(engine: &Engine, request: CheckpointRequest) -> Result<Checkpo
     }
     if request.abort_readers {
         engine.queries.cancel_all(Reason::InTheWay);
+        engine.roll_back_idle();
         if let Tried::Done(answer) = until(engine, &connection, kept.as_ref(), started, Instant::now() + ABORT)? {
             return Ok(answer);
         }

@@ -44,6 +44,12 @@ pub struct EngineConfig {
     /// Ends the process when a query ignores its interrupt for so long.
     #[serde(default = "default_deaf_ms")]
     pub deaf_ms: u64,
+    /// Ends a session that nobody used for so long.
+    #[serde(default = "default_session_idle_ms")]
+    pub session_idle_ms: u64,
+    /// Rolls back a session's transaction that nobody went on with for so long.
+    #[serde(default = "default_transaction_idle_ms")]
+    pub transaction_idle_ms: u64,
 }
 
 /// A mart at a past moment.
@@ -86,6 +92,14 @@ impl fmt::Debug for GatewayConfig {
 
 fn default_max_queries() -> usize {
     64
+}
+
+fn default_session_idle_ms() -> u64 {
+    900_000
+}
+
+fn default_transaction_idle_ms() -> u64 {
+    60_000
 }
 
 fn default_deaf_ms() -> u64 {

@@ -7,6 +7,8 @@
 //! # Cancellation
 //! A query that has to stop stops between statements or by interrupt, never in its COMMIT. What is committed stays and is reported.
 
+mod describe;
+mod keep;
 mod keyed;
 mod script;
 mod stream;
@@ -14,13 +16,16 @@ mod stream;
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
+use arrow_array::RecordBatch;
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use crate::{
-    buffer::{self, Kept},
+    buffer::Kept,
     config::EngineConfig,
     failure::Redactor,
     format::Format,
@@ -29,9 +34,10 @@ use crate::{
     params::Params,
     pipe::{PipeBody, pipe},
     pool::Pool,
-    queries::{Queries, Query},
+    queries::{Queries, Query, Reason},
     replay::bulk,
     session::Session,
+    sessions::{Others, Sessions},
     view::View,
     wire::{ErrorBody, Point, Role},
     writers::WriterGate,
@@ -42,9 +48,11 @@ pub struct Engine {
     /// The open mart.
     pub mart: Mart,
     /// Holds writers off a checkpoint.
-    pub gate: WriterGate,
+    pub gate: Arc<WriterGate>,
     /// What runs now.
     pub queries: Arc<Queries>,
+    /// Clients' sessions.
+    pub sessions: Sessions,
     /// Where it runs.
     pub pool: Pool,
     hidden: HiddenWrites,
@@ -64,6 +72,8 @@ pub struct Request {
     pub sql: String,
     /// Its parameters.
     pub params: Params,
+    /// Several sets of them instead.
+    pub rows: Option<Vec<RecordBatch>>,
     /// Rows behind so many are left out.
     pub max_rows: Option<u64>,
     /// The answer's format.
@@ -72,6 +82,30 @@ pub struct Request {
     pub role: Role,
     /// Runs at most once under this key.
     pub key: Option<String>,
+    /// Runs in this session.
+    pub session: Option<Uuid>,
+    /// Its rows stay in the session.
+    pub keep: bool,
+    /// Tells what it would give, and runs nothing.
+    pub describe: bool,
+}
+
+impl Request {
+    /// A statement or script without anything else.
+    pub fn new(sql: impl Into<String>, format: Format, role: Role) -> Self {
+        Self {
+            sql: sql.into(),
+            params: Params::None,
+            rows: None,
+            max_rows: None,
+            format,
+            role,
+            key: None,
+            session: None,
+            keep: false,
+            describe: false,
+        }
+    }
 }
 
 /// The first line and headers of an answer.
@@ -85,8 +119,10 @@ pub struct Head {
     pub at: (Point, bool),
     /// An earlier answer, repeated.
     pub replayed: bool,
-    /// A commit may follow in the trailer.
-    pub trailer: bool,
+    /// Rows that the answering statement changed.
+    pub changed: Option<u64>,
+    /// The names of trailers that may follow.
+    pub trailers: Vec<&'static str>,
 }
 
 /// A success.
@@ -122,8 +158,12 @@ impl Engine {
         };
         Ok(Self {
             mart,
-            gate: WriterGate::default(),
+            gate: Arc::default(),
             queries: Arc::default(),
+            sessions: Sessions::new(
+                Duration::from_millis(config.session_idle_ms),
+                Duration::from_millis(config.transaction_idle_ms),
+            ),
             pool: Pool::default(),
             hidden,
             indexed: AtomicBool::new(indexed),
@@ -140,69 +180,102 @@ impl Engine {
     }
 
     /// Runs `request` on this thread and answers it; returns when its last byte is handed over. True if the engine has to end.
+    /// `session` is the thread's own, for requests without one of a client's.
     pub fn run(&self, query: &Query, session: &mut Session, request: Request, reply: Reply) -> bool {
         let mut reply = Some(reply);
+        let (rest, fatal) = match request.session {
+            None => self.run_on(query, session, None, &request, &mut reply),
+            Some(id) => match self.sessions.take(id, query, &self.hidden) {
+                Ok(mut turn) => {
+                    let (session, others) = turn.parts();
+                    self.run_on(query, session, Some(others), &request, &mut reply)
+                }
+                Err(failure) => {
+                    send(&mut reply, Err(Failed { body: failure.body(0, false), commit: None }));
+                    (None, false)
+                }
+            },
+        };
+        // The session's next request has its turn meanwhile.
+        if let Some(rest) = rest {
+            rest.send(query);
+        }
+        fatal
+    }
+
+    fn run_on(
+        &self,
+        query: &Query,
+        session: &mut Session,
+        others: Option<&Others>,
+        request: &Request,
+        reply: &mut Option<Reply>,
+    ) -> (Option<stream::Rest>, bool) {
         let mut progress = script::Progress::default();
+        let mut changed = None;
         let result = match session.connection(&self.mart) {
             Ok(kept) => {
                 query.attach(kept.connection.interrupter());
-                let mut run = script::Run {
-                    engine: self,
-                    query,
-                    kept,
-                    request: &request,
-                    progress: &mut progress,
-                    pass: None,
-                    open: 0,
-                    ddl: None,
-                    names: crate::wal::Names::default(),
-                };
-                let result = run.checked(&mut reply);
+                let progress = &mut progress;
+                let mut run =
+                    script::Run { engine: self, query, kept, request, progress, session: others, changed: None };
+                let result = run.checked(reply);
+                changed = run.changed;
                 run.give_up();
                 query.detach();
                 result
             }
             Err(error) => Err(self.redactor.failure(&error, None)),
         };
-        let head = |replayed| Head { replayed, ..self.head(&request, progress.commit) };
         match result {
-            Ok(None) => false,
-            Ok(Some(script::Outcome { kept: Kept::Memory(pieces), content_type, replayed })) => {
-                send(&mut reply, Ok(Answer::Whole(Head { content_type, ..head(replayed) }, pieces)));
-                false
-            }
-            Ok(Some(script::Outcome { kept: Kept::File(mut file), content_type, replayed })) => {
-                let (writer, body) = pipe();
-                send(&mut reply, Ok(Answer::Stream(Head { content_type, ..head(replayed) }, body)));
-                // A broken file breaks the body: the commit was reported already.
-                while let Ok(piece) = buffer::next_piece(&mut file) {
-                    match piece {
-                        None => {
-                            writer.finish(None);
-                            break;
-                        }
-                        Some(piece) => {
-                            let stalled = || {
-                                query.stalls();
-                                query.is_cancelled()
-                            };
-                            let sent = writer.send(piece, stalled);
-                            query.flows();
-                            if sent.is_err() {
-                                break;
-                            }
-                        }
+            Ok(Done::Streamed) => (None, false),
+            Ok(Done::Rest(rest)) => (Some(rest), false),
+            Ok(Done::Whole(outcome)) => {
+                let head = Head {
+                    content_type: outcome.content_type,
+                    replayed: outcome.replayed,
+                    changed,
+                    ..self.head(request, progress.commit)
+                };
+                match outcome.kept {
+                    Kept::Memory(pieces) => {
+                        send(reply, Ok(Answer::Whole(head, pieces)));
+                        (None, false)
+                    }
+                    // A broken file breaks the body: the commit was reported already.
+                    kept @ Kept::File(_) => {
+                        let (writer, body) = pipe();
+                        send(reply, Ok(Answer::Stream(head, body)));
+                        (Some(stream::Rest::new(writer, kept)), false)
                     }
                 }
-                false
             }
             Err(failure) => {
                 let fatal = failure.fatal;
                 let body = failure.body(progress.committed, progress.commit.is_some());
-                send(&mut reply, Err(Failed { body, commit: progress.commit }));
-                fatal
+                send(reply, Err(Failed { body, commit: progress.commit }));
+                (None, fatal)
             }
         }
+    }
+
+    /// Ends a session of `principal`; false if there is none.
+    pub fn close_session(&self, id: Uuid, principal: &str) -> bool {
+        let Some(running) = self.sessions.close(id, principal, &self.hidden) else { return false };
+        if let Some(query) = running {
+            self.queries.cancel(query, principal, Reason::Cancelled);
+        }
+        true
+    }
+
+    /// Ends idle sessions and transactions.
+    pub fn tend_sessions(&self) {
+        self.sessions.tend(&self.hidden, self.gate.is_waited_for());
+    }
+
+    /// Rolls back every transaction that no request works in just now.
+    pub fn roll_back_idle(&self) {
+        self.sessions.roll_back_idle(&self.hidden, Duration::ZERO);
     }
 
     fn head(&self, request: &Request, commit: Option<Point>) -> Head {
@@ -212,9 +285,20 @@ impl Engine {
             commit,
             at: (at.point(), moving),
             replayed: false,
-            trailer: false,
+            changed: None,
+            trailers: Vec::new(),
         }
     }
+}
+
+/// How a request ended well.
+enum Done {
+    /// With all of its answer.
+    Whole(script::Outcome),
+    /// Its answer is sent.
+    Streamed,
+    /// Its answer is sent but for this.
+    Rest(stream::Rest),
 }
 
 fn send(reply: &mut Option<Reply>, answer: Result<Answer, Failed>) {

@@ -266,6 +266,8 @@ mod tests {
             lock_fd: None,
             max_queries: 1,
             deaf_ms: 1,
+            session_idle_ms: 1,
+            transaction_idle_ms: 1,
         })
     }
 

@@ -27,6 +27,8 @@ use std::{
 use bytes::Bytes;
 use libduckdb_sys as ffi;
 
+use crate::wire::FLIGHT;
+
 use buffer::Pool;
 use types::{Kind, Type};
 use view::{ChunkView, View};
@@ -42,6 +44,8 @@ pub enum Format {
     Csv,
     /// An Arrow IPC stream.
     Arrow,
+    /// The same messages as `FlightData`, each framed for gRPC: the data of a `DoGet` as it goes on the wire.
+    Flight,
 }
 
 impl Format {
@@ -52,6 +56,7 @@ impl Format {
             Format::Ndjson => "application/x-ndjson",
             Format::Csv => "text/csv; charset=utf-8; header=present",
             Format::Arrow => "application/vnd.apache.arrow.stream",
+            Format::Flight => FLIGHT,
         }
     }
 
@@ -69,6 +74,7 @@ impl Format {
                 "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Format::Ndjson,
                 "text/csv" | "text/*" => Format::Csv,
                 "application/vnd.apache.arrow.stream" => Format::Arrow,
+                FLIGHT => Format::Flight,
                 _ => continue,
             };
             let weight = pieces.find_map(|piece| piece.strip_prefix("q=")).map_or(1.0, |q| q.parse().unwrap_or(0.0));
@@ -105,6 +111,11 @@ impl Columns {
         }
     }
 
+    /// Of these names and types.
+    pub(crate) fn new(columns: Vec<(String, Type)>) -> Columns {
+        Columns { columns }
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.columns.len()
@@ -118,6 +129,11 @@ impl Columns {
     /// Name and DuckDB's text of the type, column by column.
     pub fn describe(&self) -> Vec<(String, String)> {
         self.columns.iter().map(|(name, ty)| (name.clone(), ty.to_string())).collect()
+    }
+
+    /// An encapsulated Arrow IPC message with the schema that results of these columns have.
+    pub fn schema_message(&self) -> Vec<u8> {
+        arrow::schema_message(self)
     }
 
     fn types(&self) -> impl Iterator<Item = &Type> {
@@ -209,14 +225,15 @@ impl Encoder {
     pub fn new(format: Format, columns: Columns, options: Options) -> Result<Encoder, EncodeError> {
         let unsupported = |kind: &Kind| match kind {
             Kind::Variant | Kind::Unknown(_) => true,
-            Kind::Geometry => format != Format::Arrow,
+            Kind::Geometry => !matches!(format, Format::Arrow | Format::Flight),
             _ => false,
         };
         if let Some(ty) = columns.types().find_map(|ty| ty.find(&unsupported)) {
             return Err(EncodeError::unsupported(ty));
         }
         let body = match format {
-            Format::Arrow => Body::Arrow(Box::new(arrow::Writer::new(&columns)?)),
+            Format::Arrow => Body::Arrow(Box::new(arrow::Writer::new(&columns, arrow::Framing::Stream)?)),
+            Format::Flight => Body::Arrow(Box::new(arrow::Writer::new(&columns, arrow::Framing::Flight)?)),
             _ => Body::Text(TextBody::new(format, &columns)),
         };
         Ok(Encoder { format, columns, options, rows: 0, truncated: false, body })

@@ -23,6 +23,7 @@ pub mod queries;
 pub mod replay;
 pub mod server;
 pub mod session;
+pub mod sessions;
 pub mod sql;
 pub mod view;
 pub mod wal;

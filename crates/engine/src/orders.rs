@@ -63,6 +63,7 @@ fn close(engine: &Engine, turn: Turn, request: WritersRequest) -> Result<Option<
             return Ok(patience - now);
         }
         engine.queries.cancel_writers(Reason::Exchange);
+        engine.roll_back_idle();
         Ok(REPEAT)
     };
     engine.gate.close_by(turn, wait).map_err(|why| match why {

@@ -4,6 +4,7 @@
 //! can't say exactly is an error, never a near value. A type's text comes from a client and goes into SQL, so only tokens that can
 //! spell a type pass (`typed`).
 
+pub mod arrow;
 mod typed;
 pub(crate) mod unique;
 
@@ -28,6 +29,15 @@ pub enum Params {
     Positional(Vec<Json>),
     /// An object, for `$name`.
     Named(serde_json::Map<String, Json>),
+}
+
+/// One set of parameters of a statement.
+#[derive(Clone, Copy)]
+pub enum Set<'a> {
+    /// The request's `params`.
+    Json(&'a Params),
+    /// A row of them.
+    Row(&'a arrow::Rows, usize),
 }
 
 /// Why parameters can't be bound; always the request's fault (`invalid`).
@@ -84,10 +94,14 @@ impl Params {
 pub unsafe fn bind(
     connection: ffi::duckdb_connection,
     statement: ffi::duckdb_prepared_statement,
-    params: &Params,
+    set: Set<'_>,
 ) -> Result<(), ParamError> {
     // SAFETY: as the caller says; the names are ours to free.
     unsafe {
+        let params = match set {
+            Set::Json(params) => params,
+            Set::Row(rows, row) => return rows.bind(statement, row),
+        };
         let names: Vec<String> = (1..=ffi::duckdb_nparams(statement))
             .map(|i| take_string(ffi::duckdb_parameter_name(statement, i).cast_mut()))
             .collect();

@@ -82,6 +82,11 @@ impl PipeWriter {
         Ok(())
     }
 
+    /// Does nobody read any more?
+    pub fn is_gone(&self) -> bool {
+        self.0.lock().gone
+    }
+
     /// The body is whole.
     pub fn finish(self, trailers: Option<HeaderMap>) {
         let mut state = self.0.lock();

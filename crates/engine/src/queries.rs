@@ -15,6 +15,8 @@ use crate::duck::Interrupter;
 
 /// How often a cancelled query is interrupted again.
 const REPEAT: Duration = Duration::from_millis(20);
+/// A query whose client is gone has so long to notice by itself, if it is to be dealt with gently.
+const GENTLE: Duration = Duration::from_secs(1);
 
 /// Why a query has to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,8 @@ struct State {
     shielded: bool,
     /// It holds a pass of the writers' gate.
     writing: bool,
+    /// If its client goes away, it is not interrupted at once.
+    gentle: bool,
 }
 
 impl Query {
@@ -95,6 +99,11 @@ impl Query {
     /// Its client took something.
     pub fn flows(&self) {
         *lock(&self.stalled) = None;
+    }
+
+    /// Whether it should be left to notice by itself that its client is gone, for a while.
+    pub fn be_gentle(&self, gentle: bool) {
+        lock(&self.state).gentle = gentle;
     }
 
     /// It passed the writers' gate.
@@ -150,7 +159,9 @@ impl Query {
 
 impl State {
     fn interrupt(&self) {
-        if let (Some(interrupter), false) = (&self.interrupter, self.shielded) {
+        let left_alone = self.gentle
+            && self.reason.is_some_and(|(reason, since)| reason == Reason::Gone && since.elapsed() < GENTLE);
+        if let (Some(interrupter), false) = (&self.interrupter, self.shielded || left_alone) {
             interrupter.interrupt();
         }
     }

@@ -31,7 +31,8 @@ use crate::{
     failure::Failure,
     orders,
     queries::Reason,
-    wire::{Code, Health, Progress, ShutdownRequest, exit, header},
+    sessions, view,
+    wire::{Code, Health, Progress, SessionRequest, ShutdownRequest, exit, header},
 };
 
 use connections::Connections;
@@ -42,6 +43,8 @@ const MAX_BODY_BYTES: usize = 32 << 20;
 
 /// How long interrupted queries may take to end.
 const STOP: Duration = Duration::from_secs(5);
+/// How often it is looked for idle sessions.
+const TEND: Duration = Duration::from_millis(250);
 /// How long the answers that say so may take.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -56,8 +59,10 @@ pub struct Server {
 impl Server {
     /// Serves `engine`, `max_queries` at once.
     pub fn new(engine: Engine, max_queries: usize) -> Arc<Self> {
+        let engine = Arc::new(engine);
+        tend_sessions(&engine);
         Arc::new(Self {
-            engine: Arc::new(engine),
+            engine,
             permits: Arc::new(Semaphore::new(max_queries.max(1))),
             connections: Connections::new(),
             ended: watch::channel(None).0,
@@ -115,7 +120,9 @@ impl Server {
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
         match (&method, path.as_str()) {
-            (&Method::POST, "/query") => query::answer(&self, request).await,
+            (&Method::POST, "/query") => query::answer(&self, request, false).await,
+            (&Method::POST, "/describe") => query::answer(&self, request, true).await,
+            (&Method::POST, "/sessions") => self.session(request).await,
             (&Method::GET, "/health") => self.health(),
             (&Method::GET, "/commits") => commits::follow(&self.engine.mart.commits),
             (&Method::POST, "/checkpoint") => self.checkpoint(request).await,
@@ -124,8 +131,36 @@ impl Server {
             (method, path) if path.starts_with("/queries/") => {
                 self.running(method, &path["/queries/".len()..], &request)
             }
+            (&Method::DELETE, path) if path.starts_with("/sessions/") => {
+                self.end_session(&path["/sessions/".len()..], &request).await
+            }
             _ => failed(&Failure::new(Code::NotFound, "no such path")),
         }
+    }
+
+    async fn session(&self, request: Request<Incoming>) -> Response<Body> {
+        let principal = query::text_header(request.headers(), header::PRINCIPAL).to_owned();
+        let opened = match body::<SessionRequest>(request).await {
+            Ok(_) if self.engine.view.is_some() => Err(view::only_reads()),
+            Ok(asked) => self.engine.sessions.open(asked.id, &principal).map(|()| asked.id),
+            Err(failure) => Err(failure),
+        };
+        match opened {
+            Ok(id) => json(&serde_json::json!({ "session": id })),
+            Err(failure) => failed(&failure),
+        }
+    }
+
+    async fn end_session(&self, id: &str, request: &Request<Incoming>) -> Response<Body> {
+        let principal = query::text_header(request.headers(), header::PRINCIPAL).to_owned();
+        let Ok(id) = id.parse::<Uuid>() else { return failed(&sessions::gone()) };
+        self.by_thread(move |engine| {
+            if !engine.close_session(id, &principal) {
+                return Err(sessions::gone());
+            }
+            Ok(serde_json::json!({ "ended": true }))
+        })
+        .await
     }
 
     fn health(&self) -> Response<Body> {
@@ -210,6 +245,21 @@ impl Server {
         let ended = self.ended.clone();
         tokio::task::spawn_blocking(move || end_soon(&ended, exit::OK));
         json(&serde_json::json!({ "stopped": true }))
+    }
+}
+
+/// Looks after sessions as long as the engine is there.
+fn tend_sessions(engine: &Arc<Engine>) {
+    let engine = Arc::downgrade(engine);
+    let tending = std::thread::Builder::new().name("sessions".into()).spawn(move || {
+        while let Some(engine) = engine.upgrade() {
+            engine.tend_sessions();
+            drop(engine);
+            std::thread::sleep(TEND);
+        }
+    });
+    if let Err(error) = tending {
+        tracing::error!(%error, "idle sessions will not end");
     }
 }
 

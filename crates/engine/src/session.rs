@@ -1,14 +1,20 @@
-//! A connection that is kept between requests, and a transaction on it.
+//! A connection that is kept between requests, and the transaction on it.
 //!
-//! A request that could leave traces on its connection (temporary objects) marks it as used up, and the next one gets a new
-//! connection. **Invariant:** no transaction outlives its request.
+//! A worker thread keeps one for requests that stand alone; a client's session (`sessions`) has one of its own. A request that stands
+//! alone and could leave traces on its connection (temporary objects) marks it as used up, and the next one gets a new connection.
+//!
+//! **Invariants:** no transaction outlives its request but in a client's session; whoever has a transaction open has a pass of the
+//! writers' gate.
 
 use crate::{
     duck::{Connection, DuckError, Prepared},
+    hidden::HiddenWrites,
     open::Mart,
+    wal::Names,
+    writers::WriterPass,
 };
 
-/// What a worker thread keeps.
+/// What a worker thread, or a client's session, keeps.
 #[derive(Default)]
 pub struct Session {
     kept: Option<Kept>,
@@ -21,9 +27,36 @@ pub struct Kept {
     begin: Prepared,
     commit: Prepared,
     rollback: Prepared,
-    in_transaction: bool,
+    /// The transaction on it.
+    pub transaction: Transaction,
     /// The connection is not to be used by another request.
     pub used_up: bool,
+}
+
+/// Where a connection is between BEGIN and COMMIT.
+#[derive(Default)]
+pub enum Transaction {
+    /// Each statement is one of its own.
+    #[default]
+    None,
+    /// A session said BEGIN, in these words; nothing is held before its first statement.
+    Begun(String),
+    /// Under way.
+    Open(Open),
+    /// The server rolled it back because it was idle; the session does not know yet.
+    Lost,
+}
+
+/// A transaction that is under way.
+pub struct Open {
+    /// Holds off checkpoints.
+    pub pass: WriterPass,
+    /// Statements that ran in it.
+    pub statements: usize,
+    /// It changes the catalog; so many statements may hide a write in it.
+    pub ddl: Option<usize>,
+    /// What it made and dropped so far.
+    pub names: Names,
 }
 
 impl Session {
@@ -35,10 +68,26 @@ impl Session {
         Ok(self.kept.as_mut().expect("made just now"))
     }
 
-    /// Makes ready for the next request.
+    /// Rolls back what is open, and lets go of the connection.
+    pub fn end(&mut self, hidden: &HiddenWrites) {
+        if let Some(mut kept) = self.kept.take()
+            && kept.in_transaction()
+        {
+            // A connection that can't roll back does so when it is closed.
+            let _ = kept.rollback();
+            kept.close(hidden);
+        }
+    }
+
+    /// The connection, if there is one.
+    pub fn kept(&mut self) -> Option<&mut Kept> {
+        self.kept.as_mut()
+    }
+
+    /// Makes ready for the next request, which has nothing to do with the last one.
     pub fn reset(&mut self) {
         let Some(kept) = &mut self.kept else { return };
-        if kept.in_transaction && kept.rollback().is_err() || kept.used_up || kept.settle().is_err() {
+        if kept.in_transaction() && kept.rollback().is_err() || kept.used_up || kept.settle().is_err() {
             self.kept = None;
         }
     }
@@ -51,46 +100,58 @@ impl Kept {
             None => Err(DuckError::new("INTERNAL Error: nothing to prepare")),
         };
         let (begin, commit, rollback) = (prepare("BEGIN TRANSACTION")?, prepare("COMMIT")?, prepare("ROLLBACK")?);
-        Ok(Self { connection, begin, commit, rollback, in_transaction: false, used_up: false })
+        Ok(Self { connection, begin, commit, rollback, transaction: Transaction::None, used_up: false })
     }
 
-    /// Is a transaction open?
+    /// Is a transaction under way?
     pub fn in_transaction(&self) -> bool {
-        self.in_transaction
+        matches!(self.transaction, Transaction::Open(_))
+    }
+
+    /// The transaction that is under way.
+    pub fn open(&mut self) -> Option<&mut Open> {
+        match &mut self.transaction {
+            Transaction::Open(open) => Some(open),
+            _ => None,
+        }
     }
 
     /// Ends the transaction of a stream that was dropped before its end: it would stand in the way of every checkpoint.
-    fn settle(&mut self) -> Result<(), DuckError> {
-        if self.connection.take_abandoned() {
+    pub fn settle(&mut self) -> Result<(), DuckError> {
+        if self.connection.take_abandoned() && !self.in_transaction() {
             self.begin.run()?;
             self.rollback.run()?;
         }
         Ok(())
     }
 
-    /// BEGIN.
-    pub fn begin(&mut self) -> Result<(), DuckError> {
-        self.begin.run()?;
-        self.in_transaction = true;
+    /// BEGIN, in a client's words if there are any (they may say READ ONLY).
+    pub fn begin(&mut self, pass: WriterPass, words: Option<&str>) -> Result<(), DuckError> {
+        match words {
+            Some(words) => self.connection.execute(words)?,
+            None => drop(self.begin.run()?),
+        }
+        self.transaction = Transaction::Open(Open { pass, statements: 0, ddl: None, names: Names::default() });
         Ok(())
     }
 
-    /// A BEGIN as the client wrote it (it may say READ ONLY).
-    pub fn begin_by(&mut self, text: &str) -> Result<(), DuckError> {
-        self.connection.execute(text)?;
-        self.in_transaction = true;
-        Ok(())
-    }
-
-    /// COMMIT; the transaction is over also if that fails.
+    /// COMMIT alone: the caller ends the transaction with [`Self::close`], also if this fails.
     pub fn commit(&mut self) -> Result<(), DuckError> {
-        self.in_transaction = false;
         self.commit.run().map(drop)
+    }
+
+    /// Ends the transaction for us; gives how many statements it had.
+    pub fn close(&mut self, hidden: &HiddenWrites) -> usize {
+        let Transaction::Open(open) = std::mem::take(&mut self.transaction) else { return 0 };
+        if let Some(counted) = open.ddl {
+            hidden.after_ddl(&self.connection, counted);
+        }
+        drop(open.pass);
+        open.statements
     }
 
     /// ROLLBACK; a connection that can't is used up.
     pub fn rollback(&mut self) -> Result<(), DuckError> {
-        self.in_transaction = false;
         let done = self.rollback.run().map(drop);
         self.used_up |= done.is_err();
         done

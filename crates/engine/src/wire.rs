@@ -185,6 +185,8 @@ pub struct Described {
     pub statements: usize,
     /// Base64 of an encapsulated Arrow IPC schema message: what a single statement that reads returns. `None` for all else.
     pub schema: Option<String>,
+    /// False if types in `schema` depend on the parameters' values, which are not known: there text stands for them.
+    pub exact: bool,
     /// The same of its parameters, named `1`, `2`, … or as they are called; those whose type DuckDB can't tell are text.
     pub parameters: Option<String>,
 }

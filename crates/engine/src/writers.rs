@@ -6,7 +6,7 @@
 //! **Invariants:** closed means that nobody is inside; a retired gate never opens again.
 
 use std::{
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -40,8 +40,8 @@ enum Door {
     Retired,
 }
 
-/// Leave to write, until dropped.
-pub struct WriterPass<'a>(&'a WriterGate);
+/// Leave to write, until dropped. A session keeps it between requests, as long as its transaction is open.
+pub struct WriterPass(Arc<WriterGate>);
 
 /// Nobody else writes, until dropped.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ pub struct Turn(u64);
 
 impl WriterGate {
     /// Waits until the gate is open, or until `cancelled` says so.
-    pub fn enter(&self, cancelled: impl Fn() -> bool) -> Result<WriterPass<'_>, NotEntered> {
+    pub fn enter(self: &Arc<Self>, cancelled: impl Fn() -> bool) -> Result<WriterPass, NotEntered> {
         let mut state = self.lock();
         loop {
             match state.door {
@@ -84,7 +84,7 @@ impl WriterGate {
             }
         }
         state.writers += 1;
-        Ok(WriterPass(self))
+        Ok(WriterPass(self.clone()))
     }
 
     /// Holds off new writers and waits until the running ones are done.
@@ -149,6 +149,12 @@ impl WriterGate {
         state.door != Door::Retired
     }
 
+    /// Does somebody wait until all writers are done?
+    pub fn is_waited_for(&self) -> bool {
+        let state = self.lock();
+        state.door == Door::Closing && state.writers > 0
+    }
+
     /// Is nobody let in any more?
     pub fn is_retired(&self) -> bool {
         self.lock().door == Door::Retired
@@ -194,7 +200,7 @@ fn left(deadline: Instant) -> Result<Duration, NotClosed> {
     deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()).ok_or(NotClosed::Late)
 }
 
-impl Drop for WriterPass<'_> {
+impl Drop for WriterPass {
     fn drop(&mut self) {
         self.0.lock().writers -= 1;
         self.0.changed.notify_all();
@@ -221,7 +227,7 @@ mod tests {
 
     #[test]
     fn closing_waits_for_writers_and_holds_off_new_ones() {
-        let gate = WriterGate::default();
+        let gate = Arc::new(WriterGate::default());
         let pass = gate.enter(|| false).expect("open");
         assert!(gate.close(Instant::now()).is_err(), "a writer is inside");
         let second = gate.enter(|| false).expect("a close that gave up opened it again");
@@ -237,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_kept_gate_lets_nobody_in_until_it_is_opened_and_a_retired_one_never() {
-        let gate = WriterGate::default();
+        let gate = Arc::new(WriterGate::default());
         assert!(!gate.retire(), "writers may be inside");
         let closed = gate.close_by(gate.order(), || left(soon())).ok().flatten().expect("open");
         gate.keep(closed);
@@ -258,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_later_order_takes_the_place_of_one_that_waits() {
-        let gate = WriterGate::default();
+        let gate = Arc::new(WriterGate::default());
         let pass = gate.enter(|| false).expect("open");
         let first = gate.order();
         std::thread::scope(|scope| {

@@ -131,6 +131,13 @@ impl Chunk {
         unsafe { ffi::duckdb_data_chunk_get_size(self.0) }
     }
 
+    /// The number in its first row and column, of a result that tells how many rows were changed.
+    pub fn first_count(&self) -> u64 {
+        // SAFETY: such a result has one column of BIGINT, and the chunk has a row.
+        let count = unsafe { *ffi::duckdb_vector_get_data(ffi::duckdb_data_chunk_get_vector(self.0, 0)).cast::<i64>() };
+        u64::try_from(count).unwrap_or(0)
+    }
+
     /// Appends the first column, which must be text; NULL becomes an empty string.
     pub(super) fn first_column_text(&self, out: &mut Vec<String>) {
         // SAFETY: the vector belongs to the chunk, holds `rows` strings, and its validity mask covers them.

@@ -88,6 +88,10 @@ pub(super) fn run(run: &mut Run<'_>, key: &str, statements: &[Statement<'_>]) ->
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
         return Err(Failure::new(Code::Invalid, format!("an idempotency key has 1 to {MAX_KEY_BYTES} characters")));
     }
+    if run.session.is_some() {
+        return Err(Failure::new(Code::Invalid, "an idempotency key and a session don't go together")
+            .hint("send the whole script at once, without a session"));
+    }
     let statements = one_transaction(statements)?;
     let (engine, query) = (run.engine, run.query);
     let Some(_held) = engine.keys.hold(&query.principal, key, || query.is_cancelled()) else {

@@ -5,20 +5,20 @@ use std::sync::atomic::Ordering;
 use crate::{
     buffer::{Buffer, Kept},
     commit::CommitError,
-    duck::{DuckError, ErrorKind, Prepared},
+    duck::{DuckError, ErrorKind, Prepared, ResultKind},
     failure::Failure,
     format::{Columns, Encoder, Options},
-    params,
+    params::{self, Params, Set, arrow::Rows},
     queries::{Query, Reason},
     replay::{self, Refusal, bulk},
-    session,
+    session::{self, Transaction},
+    sessions::Others,
     sql::{Kind, Statement, gate, lexer::TokenKind},
-    wal::Names,
     wire::{Code, Point, Role},
     writers::{NotEntered, WriterPass},
 };
 
-use super::{Engine, Reply, Request, keyed};
+use super::{Done, Engine, Reply, Request, describe, keep, keyed, stream::no_sets};
 
 /// Stands for the result of a script that has none, as DuckDB itself says it.
 const NO_RESULT: &str = "SELECT true AS Success WHERE false";
@@ -46,19 +46,15 @@ pub(super) struct Run<'a> {
     pub kept: &'a mut session::Kept,
     pub request: &'a Request,
     pub progress: &'a mut Progress,
-    /// Held while a transaction is open.
-    pub pass: Option<WriterPass<'a>>,
-    /// Statements of the open transaction.
-    pub open: usize,
-    /// The open transaction changes the catalog; so many statements may hide a write in it.
-    pub ddl: Option<usize>,
-    /// What the open transaction made and dropped so far.
-    pub names: Names,
+    /// The client's session that the connection belongs to, if it is one's.
+    pub session: Option<&'a Others>,
+    /// Rows that the answering statement changed.
+    pub changed: Option<u64>,
 }
 
 impl<'a> Run<'a> {
     /// Runs the request if the gate lets it pass.
-    pub fn checked(&mut self, reply: &mut Option<Reply>) -> Result<Option<Outcome>, Failure> {
+    pub fn checked(&mut self, reply: &mut Option<Reply>) -> Result<Done, Failure> {
         let request = self.request;
         let statements = gate::check(&request.sql, request.role)?;
         if statements.is_empty() {
@@ -70,12 +66,18 @@ impl<'a> Run<'a> {
         self.script(&statements, reply)
     }
 
-    /// Runs all; `None` if the last statement's answer was streamed.
-    fn script(&mut self, statements: &[Statement<'_>], reply: &mut Option<Reply>) -> Result<Option<Outcome>, Failure> {
+    /// Runs all.
+    fn script(&mut self, statements: &[Statement<'_>], reply: &mut Option<Reply>) -> Result<Done, Failure> {
+        if self.request.describe {
+            return describe::run(self, statements).map(Done::Whole);
+        }
         self.check_parameters(statements)?;
+        if self.request.keep {
+            return keep::run(self, statements).map(Done::Whole);
+        }
         let reads = self.engine.view.is_some() || statements.iter().all(|statement| statement.kind.is_read());
         if let (Some(key), false) = (&self.request.key, reads) {
-            return keyed::run(self, key, statements).map(Some);
+            return keyed::run(self, key, statements).map(Done::Whole);
         }
         let answer_at = answering(statements);
         let mut answer = None;
@@ -85,40 +87,45 @@ impl<'a> Run<'a> {
                 return Err(place(reason.into()));
             }
             let answers = answer_at == Some(index);
-            if answers && index + 1 == statements.len() && statement.kind.is_read() && !self.kept.in_transaction() {
+            let alone = self.session.is_some() || !self.kept.in_transaction();
+            if answers && index + 1 == statements.len() && statement.kind.is_read() && alone {
                 return self.stream(statement, reply).map_err(place);
             }
             let kept = self.statement(statement, answers).map_err(place)?;
             answer = kept.or(answer);
         }
-        if self.kept.in_transaction() {
+        if self.session.is_none() && self.kept.in_transaction() {
             let failure = Failure::new(Code::Invalid, "the script leaves a transaction open; it was rolled back");
-            return Err(failure.hint("end it with COMMIT").at(statements.len() - 1));
+            return Err(failure.hint("end it with COMMIT, or run it in a session").at(statements.len() - 1));
         }
         let kept = match answer {
             Some(kept) => kept,
-            None => self.collect(NO_RESULT, false)?,
+            None => self.collect(NO_RESULT, false, false)?,
         };
-        Ok(Some(self.outcome(kept)))
+        Ok(Done::Whole(self.outcome(kept)))
     }
 
-    /// Rolls back what is open, after a failure.
+    /// After a failure: rolls back what is open, unless it is a session's, which decides itself.
     pub fn give_up(&mut self) {
-        if self.kept.in_transaction() {
-            // A connection that can't is not used again.
-            let _ = self.kept.rollback();
+        if self.session.is_none() {
+            if self.kept.in_transaction() {
+                // A connection that can't is not used again.
+                let _ = self.kept.rollback();
+            }
+            self.closed();
         }
-        self.closed();
+        self.query.wrote();
     }
 
     /// Parameters belong to exactly one statement.
     fn check_parameters(&self, statements: &[Statement<'_>]) -> Result<(), Failure> {
         let taking = statements.iter().filter(|statement| takes_parameters(statement)).count();
-        if taking == 0 && !self.request.params.is_empty() {
-            return Err(Failure::new(
-                Code::Invalid,
-                format!("the request has {} `params` and the SQL takes none", self.request.params.len()),
-            ));
+        if taking == 0 && !(self.request.params.is_empty() && self.request.rows.is_none()) {
+            let sent = match &self.request.rows {
+                Some(batches) => batches.first().map_or(0, |batch| batch.num_columns()),
+                None => self.request.params.len(),
+            };
+            return Err(Failure::new(Code::Invalid, format!("the request has {sent} `params` and the SQL takes none")));
         }
         if taking > 1 {
             return Err(Failure::new(Code::Invalid, "only one statement of a script may take parameters")
@@ -131,67 +138,132 @@ impl<'a> Run<'a> {
     pub fn statement(&mut self, statement: &Statement<'_>, answers: bool) -> Result<Option<Kept>, Failure> {
         match &statement.kind {
             Kind::TxBegin => self.begin_by_text(statement.text).map(|()| None),
-            Kind::TxCommit if self.kept.in_transaction() => self.commit().map(|()| None),
-            Kind::TxCommit => Err(Failure::new(Code::Sql, "cannot commit: no transaction is open")),
-            Kind::TxRollback if self.kept.in_transaction() => {
-                let done = self.kept.rollback();
-                self.closed();
-                done.map(|()| None).map_err(|error| self.duck(&error))
-            }
-            Kind::TxRollback => Err(Failure::new(Code::Sql, "cannot roll back: no transaction is open")),
+            Kind::TxCommit => self.end_by_text("commit", Self::commit).map(|()| None),
+            Kind::TxRollback => self.end_by_text("roll back", Self::roll_back).map(|()| None),
             Kind::InstallLoad(_) => {
-                self.progress.committed += usize::from(!self.kept.in_transaction());
-                self.open += usize::from(self.kept.in_transaction());
+                match self.kept.open() {
+                    Some(open) => open.statements += 1,
+                    None => self.progress.committed += 1,
+                }
                 Ok(None)
             }
-            kind if self.kept.in_transaction() || kind.is_read() && !self.engine.hidden.possible() => {
-                let kept = self.execute(statement, answers)?;
-                match self.kept.in_transaction() {
-                    true => self.open += 1,
-                    false => self.progress.committed += 1,
+            kind => {
+                let alone = self.enter_transaction()?;
+                if !alone || kind.is_read() && !self.engine.hidden.possible() {
+                    let kept = self.execute(statement, answers)?;
+                    match self.kept.open() {
+                        Some(open) => open.statements += 1,
+                        None => self.progress.committed += 1,
+                    }
+                    return Ok(kept);
                 }
-                Ok(kept)
-            }
-            _ => {
                 self.begin()?;
-                let kept = self.execute(statement, answers)?;
-                self.open += 1;
-                self.commit()?;
-                Ok(kept)
+                let done = self.execute(statement, answers).and_then(|kept| {
+                    self.statement_ran();
+                    self.commit().map(|()| kept)
+                });
+                if done.is_err() && self.kept.in_transaction() {
+                    // In a session as well: it was the statement's own transaction.
+                    let _ = self.kept.rollback();
+                    self.closed();
+                }
+                done
+            }
+        }
+    }
+
+    /// Makes a transaction that a session has begun a real one. True if there is none.
+    pub fn enter_transaction(&mut self) -> Result<bool, Failure> {
+        match &self.kept.transaction {
+            Transaction::None => Ok(true),
+            Transaction::Open(_) => {
+                // What another order or a checkpoint can't wait for, is given up.
+                self.query.writes();
+                Ok(false)
+            }
+            Transaction::Lost => Err(lost()),
+            Transaction::Begun(words) => {
+                let words = words.clone();
+                self.begin_in(Some(&words))?;
+                Ok(false)
             }
         }
     }
 
     /// Enters the gate and begins a transaction.
     pub fn begin(&mut self) -> Result<(), Failure> {
-        self.enter()?;
-        let begun = match self.request.role {
+        self.begin_in(None)
+    }
+
+    fn begin_in(&mut self, words: Option<&str>) -> Result<(), Failure> {
+        let pass = self.enter()?;
+        let words = match self.request.role {
             // What hides in a view must not make a reader write.
-            Role::Reader => self.kept.begin_by("BEGIN TRANSACTION READ ONLY"),
-            Role::Writer | Role::Admin => self.kept.begin(),
+            Role::Reader => Some("BEGIN TRANSACTION READ ONLY"),
+            Role::Writer | Role::Admin => words,
         };
-        begun.map_err(|error| self.duck(&error))
+        self.kept.begin(pass, words).map_err(|error| self.duck(&error))
     }
 
     fn begin_by_text(&mut self, text: &str) -> Result<(), Failure> {
-        if self.kept.in_transaction() {
-            return Err(Failure::new(Code::Sql, "cannot begin: a transaction is open already"));
+        match self.kept.transaction {
+            Transaction::None => {}
+            Transaction::Lost => return Err(lost()),
+            Transaction::Begun(_) | Transaction::Open(_) => {
+                return Err(Failure::new(Code::Sql, "cannot begin: a transaction is open already"));
+            }
         }
-        self.enter()?;
-        self.kept.begin_by(text).map_err(|error| self.duck(&error))?;
-        self.open += 1;
+        if self.session.is_some() {
+            // Its words are looked at now, though nothing is held yet.
+            self.kept.connection.extract(text).map_err(|error| self.duck(&error))?;
+            self.kept.transaction = Transaction::Begun(text.to_owned());
+            return Ok(());
+        }
+        self.begin_in(Some(text))?;
+        self.statement_ran();
         Ok(())
     }
 
-    fn enter(&mut self) -> Result<(), Failure> {
+    /// COMMIT and ROLLBACK in a client's words.
+    fn end_by_text(&mut self, verb: &str, end: impl FnOnce(&mut Self) -> Result<(), Failure>) -> Result<(), Failure> {
+        match self.kept.transaction {
+            Transaction::Open(_) => {
+                self.query.writes();
+                end(self)
+            }
+            Transaction::None => Err(Failure::new(Code::Sql, format!("cannot {verb}: no transaction is open"))),
+            Transaction::Begun(_) => {
+                self.kept.transaction = Transaction::None;
+                Ok(())
+            }
+            Transaction::Lost => {
+                self.kept.transaction = Transaction::None;
+                if verb == "commit" { Err(lost()) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn roll_back(&mut self) -> Result<(), Failure> {
+        let done = self.kept.rollback();
+        self.closed();
+        done.map_err(|error| self.duck(&error))
+    }
+
+    fn enter(&mut self) -> Result<WriterPass, Failure> {
         match self.engine.gate.enter(|| self.query.is_cancelled()) {
             Ok(pass) => {
-                self.pass = Some(pass);
                 self.query.writes();
-                Ok(())
+                Ok(pass)
             }
             Err(NotEntered::Retired) => Err(Failure::exchange()),
             Err(NotEntered::Cancelled) => Err(self.query.reason().unwrap_or(Reason::Cancelled).into()),
+        }
+    }
+
+    /// Counts a statement of the open transaction.
+    pub fn statement_ran(&mut self) {
+        if let Some(open) = self.kept.open() {
+            open.statements += 1;
         }
     }
 
@@ -208,9 +280,8 @@ impl<'a> Run<'a> {
         match result {
             Err(reason) => Err(reason.into()),
             Ok(Ok(point)) => {
-                self.progress.committed += self.open;
                 self.progress.commit = point.map(|point| point.point()).or(self.progress.commit);
-                self.closed();
+                self.progress.committed += self.closed();
                 Ok(())
             }
             Ok(Err(CommitError::Duck(error))) => {
@@ -230,59 +301,93 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// A transaction is over: others may checkpoint, and the catalog may have changed.
-    fn closed(&mut self) {
-        self.open = 0;
-        self.names = Names::default();
-        if let Some(counted) = self.ddl.take() {
-            self.engine.hidden.after_ddl(&self.kept.connection, counted);
-        }
+    /// A transaction is over: others may checkpoint, and the catalog may have changed. Gives how many statements it had.
+    fn closed(&mut self) -> usize {
         self.query.wrote();
-        self.pass = None;
+        self.kept.close(&self.engine.hidden)
     }
 
     fn execute(&mut self, statement: &Statement<'_>, answers: bool) -> Result<Option<Kept>, Failure> {
-        if replay::concerns(statement) {
-            let logged = || self.engine.mart.commits.names();
-            replay::check(&self.kept.connection, &self.request.sql, statement, logged, &mut self.names).map_err(
-                |refusal| match refusal {
-                    Refusal::Failure(failure) => failure,
-                    Refusal::Duck(error) => self.engine.redactor.failure(&error, self.query.reason()),
-                },
-            )?;
+        let mut names = self.kept.open().map(|open| std::mem::take(&mut open.names)).unwrap_or_default();
+        let checked = match replay::concerns(statement) {
+            true => {
+                let logged = || self.engine.mart.commits.names();
+                replay::check(&self.kept.connection, &self.request.sql, statement, logged, &mut names)
+            }
+            false => Ok(()),
+        };
+        if let Some(open) = self.kept.open() {
+            open.names = names;
         }
+        checked.map_err(|refusal| match refusal {
+            Refusal::Failure(failure) => failure,
+            Refusal::Duck(error) => self.engine.redactor.failure(&error, self.query.reason()),
+        })?;
         if statement.kind == Kind::Ddl {
             if statement.text.to_ascii_lowercase().contains("index") {
                 self.engine.indexed.store(true, Ordering::SeqCst);
             }
             let counted = self.engine.hidden.before_ddl(statement.text);
-            self.ddl = Some(self.ddl.unwrap_or(0) + counted);
+            match self.kept.open() {
+                Some(open) => open.ddl = Some(open.ddl.unwrap_or(0) + counted),
+                None => self.engine.hidden.after_ddl(&self.kept.connection, counted),
+            }
             // Temporary objects would be seen by the connection's next request.
-            self.kept.used_up |= statement.text.to_ascii_lowercase().contains("temp");
+            self.kept.used_up |= self.session.is_none() && statement.text.to_ascii_lowercase().contains("temp");
         }
         let takes = takes_parameters(statement);
         if answers {
-            return self.collect(statement.text, takes).map(Some);
+            return self.collect(statement.text, takes, !statement.kind.is_read()).map(Some);
         }
-        let mut prepared = self.prepare(statement.text, takes)?;
-        let mut result = prepared.stream().map_err(|error| self.duck(&error))?;
-        while result.next_chunk().map_err(|error| self.duck(&error))?.is_some() {}
+        let rows = self.rows()?;
+        for set in sets(self.request, rows.as_ref(), takes) {
+            let mut prepared = self.prepare(statement.text, set)?;
+            let mut result = prepared.stream().map_err(|error| self.duck(&error))?;
+            while result.next_chunk().map_err(|error| self.duck(&error))?.is_some() {}
+        }
         Ok(None)
     }
 
-    /// Runs to the end and keeps the encoded rows.
-    fn collect(&mut self, text: &str, takes_parameters: bool) -> Result<Kept, Failure> {
-        let mut prepared = self.prepare(text, takes_parameters)?;
-        let mut result = prepared.stream().map_err(|error| self.duck(&error))?;
-        // SAFETY: the result is valid and stays ours.
-        let columns = unsafe { Columns::of_result(result.raw()) };
-        let mut encoder = Encoder::new(self.request.format, columns, Options { max_rows: self.request.max_rows })?;
+    /// The rows of parameters, if the request has some.
+    pub fn rows(&self) -> Result<Option<Rows>, Failure> {
+        let Some(batches) = &self.request.rows else { return Ok(None) };
+        // SAFETY: the connection is this thread's.
+        let rows = unsafe { Rows::new(self.kept.connection.raw(), batches) };
+        rows.map(Some).map_err(Failure::from)
+    }
+
+    /// Runs to the end and keeps the encoded rows; counts those that it changed if it `writes`.
+    fn collect(&mut self, text: &str, takes_parameters: bool, writes: bool) -> Result<Kept, Failure> {
+        let mut encoder = None;
         let mut buffer = Buffer::new(&self.engine.temp_dir);
-        while let Some(chunk) = result.next_chunk().map_err(|error| self.duck(&error))? {
-            // SAFETY: the chunk is of the result that the columns are of.
-            unsafe { encoder.push(chunk.raw()) }?;
-            buffer.push(encoder.take_ready()).map_err(spill)?;
+        let mut changed = 0;
+        let rows = self.rows()?;
+        for set in sets(self.request, rows.as_ref(), takes_parameters) {
+            if let Some(reason) = self.query.reason() {
+                return Err(reason.into());
+            }
+            let mut prepared = self.prepare(text, set)?;
+            let mut result = prepared.stream().map_err(|error| self.duck(&error))?;
+            let kind = result.kind();
+            let encoder = match &mut encoder {
+                Some(encoder) => encoder,
+                empty => {
+                    // SAFETY: the result is valid and stays ours.
+                    let columns = unsafe { Columns::of_result(result.raw()) };
+                    empty.insert(Encoder::new(self.request.format, columns, self.options())?)
+                }
+            };
+            while let Some(chunk) = result.next_chunk().map_err(|error| self.duck(&error))? {
+                changed += if kind == ResultKind::Changes { chunk.first_count() } else { chunk.rows() };
+                // SAFETY: the chunk is of the result that the columns are of, or of one of the same statement.
+                unsafe { encoder.push(chunk.raw()) }?;
+                buffer.push(encoder.take_ready()).map_err(spill)?;
+            }
         }
+        let Some(encoder) = encoder else {
+            return Err(no_sets());
+        };
+        self.changed = writes.then_some(changed);
         buffer.push(encoder.finish()).map_err(spill)?;
         if self.request.key.is_some() && buffer.bytes() > keyed::MAX_ANSWER_BYTES {
             return Err(Failure::new(Code::TooLarge, "the answer is too large to be kept under an idempotency key")
@@ -292,24 +397,29 @@ impl<'a> Run<'a> {
     }
 
     /// Binds the last of DuckDB's statements for `text` after running those before it (PIVOT makes several).
-    pub fn prepare(&mut self, text: &str, takes_parameters: bool) -> Result<Prepared, Failure> {
+    pub fn prepare(&mut self, text: &str, set: Option<Set<'_>>) -> Result<Prepared, Failure> {
         let mut extracted = self.kept.connection.extract(text).map_err(|error| self.duck(&error))?;
         loop {
             let Some(mut parsed) = extracted.next() else {
                 return Err(Failure::new(Code::Sql, "DuckDB finds no statement in the text"));
             };
             let mut prepared = parsed.prepare().map_err(|error| self.duck(&error))?;
-            if prepared.parameters() > 0 || takes_parameters && extracted.left() == 0 {
+            if prepared.parameters() > 0 || set.is_some() && extracted.left() == 0 {
+                let set = set.unwrap_or(Set::Json(&Params::None));
                 // SAFETY: both handles are this thread's, and no result is open on the connection.
-                unsafe { params::bind(self.kept.connection.raw(), prepared.raw(), &self.request.params) }?;
+                unsafe { params::bind(self.kept.connection.raw(), prepared.raw(), set) }?;
             }
             if extracted.left() == 0 {
                 return Ok(prepared);
             }
             // The helping statements make temporary types.
-            self.kept.used_up = true;
+            self.kept.used_up |= self.session.is_none();
             prepared.run().map_err(|error| self.duck(&error))?;
         }
+    }
+
+    pub fn options(&self) -> Options {
+        Options { max_rows: self.request.max_rows }
     }
 
     pub fn outcome(&self, kept: Kept) -> Outcome {
@@ -324,6 +434,13 @@ impl<'a> Run<'a> {
     }
 }
 
+/// A session's transaction that the server ended.
+fn lost() -> Failure {
+    Failure::new(Code::Conflict, "the transaction was rolled back because it was idle for too long")
+        .hint("ROLLBACK, then begin it again")
+        .transient()
+}
+
 /// The statement whose result is the answer: the last one that has one.
 pub(super) fn answering(statements: &[Statement<'_>]) -> Option<usize> {
     statements.iter().rposition(|statement| {
@@ -331,11 +448,20 @@ pub(super) fn answering(statements: &[Statement<'_>]) -> Option<usize> {
     })
 }
 
+/// The sets of parameters that a statement runs with, one after another; nothing if it takes none.
+pub(super) fn sets<'s>(request: &'s Request, rows: Option<&'s Rows>, takes: bool) -> Vec<Option<Set<'s>>> {
+    match (takes, rows) {
+        (false, _) => vec![None],
+        (true, None) => vec![Some(Set::Json(&request.params))],
+        (true, Some(rows)) => (0..rows.len()).map(|row| Some(Set::Row(rows, row))).collect(),
+    }
+}
+
 pub(super) fn takes_parameters(statement: &Statement<'_>) -> bool {
     statement.tokens.iter().any(|token| token.kind == TokenKind::Parameter)
 }
 
-fn spill(error: std::io::Error) -> Failure {
+pub(super) fn spill(error: std::io::Error) -> Failure {
     tracing::warn!(%error, "an answer can't be kept");
     Failure::new(Code::Limited, "the server's temporary space is used up").hint("ask for less at once")
 }

@@ -1,25 +1,29 @@
 //! The last statement of a request, streamed while it runs.
 //!
 //! A small answer is sent whole, with its length. A larger or slower one goes out in pieces as they come; then a failure breaks the
-//! body. If a view or macro may hide a `nextval`, the read runs in a transaction and its commit goes into the trailer.
+//! body, or, where the format has a place for it, is told in the trailers. If a view or macro may hide a `nextval`, the read runs in a
+//! transaction and its commit goes into the trailers. In a session a stream that is not read gives way to the session's next request:
+//! it runs to its end at once, and what is left of it is kept.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{
+    buffer::{self, Buffer},
     failure::Failure,
-    format::{Columns, Encoder, Options},
+    format::{Columns, Encoder, Format},
     pipe::{PipeWriter, pipe},
-    queries::Reason,
+    queries::{Query, Reason},
     sql::Statement,
     wire::header,
 };
 
 use super::{
-    Answer, Head, Reply,
-    script::{Outcome, Run},
+    Answer, Done, Head, Reply,
+    script::{Run, sets, spill, takes_parameters},
 };
 
 /// Answers up to this size go out whole.
@@ -30,112 +34,226 @@ const WHOLE_TIME: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_millis(200);
 
 /// Where the pieces are.
-enum Sink {
+enum Sink<'a> {
     /// Held back: nothing was sent yet.
     Held(Vec<Bytes>, usize),
     /// On their way.
     Open(PipeWriter),
+    /// Behind those that are on their way, until the session's next request has its turn.
+    Behind(PipeWriter, Buffer<'a>),
 }
 
-impl Run<'_> {
+/// The end of an answer that was kept to let the next request have its turn.
+pub struct Rest {
+    writer: PipeWriter,
+    kept: buffer::Kept,
+    trailers: Option<HeaderMap>,
+}
+
+impl<'a> Run<'a> {
     /// Runs and answers `statement`.
-    pub(super) fn stream(
-        &mut self,
-        statement: &Statement<'_>,
-        reply: &mut Option<Reply>,
-    ) -> Result<Option<Outcome>, Failure> {
-        let hidden = self.engine.hidden.possible();
+    pub(super) fn stream(&mut self, statement: &Statement<'_>, reply: &mut Option<Reply>) -> Result<Done, Failure> {
+        let alone = self.enter_transaction()?;
+        let hidden = alone && self.engine.hidden.possible();
         if hidden {
             self.begin()?;
         }
-        let started = Instant::now();
-        let takes = super::script::takes_parameters(statement);
-        let mut prepared = self.prepare(statement.text, takes)?;
-        let mut result = prepared.stream().map_err(|error| self.duck(&error))?;
-        // SAFETY: the result is valid and stays ours.
-        let columns = unsafe { Columns::of_result(result.raw()) };
-        let mut encoder = Encoder::new(self.request.format, columns, Options { max_rows: self.request.max_rows })?;
+        // An interrupt would spoil a session's transaction; an answer that nobody reads any more is just left.
+        self.query.be_gentle(!alone);
         let mut sink = Sink::Held(Vec::new(), 0);
-        let mut flushed = started;
-        while let Some(chunk) = result.next_chunk().map_err(|error| self.duck(&error))? {
-            // SAFETY: the chunk is of the result that the columns are of.
-            unsafe { encoder.push(chunk.raw()) }?;
-            drop(chunk);
-            if matches!(sink, Sink::Open(_)) && flushed.elapsed() > LINGER
-                || matches!(sink, Sink::Held(..)) && started.elapsed() > WHOLE_TIME
-            {
-                encoder.flush();
-                flushed = Instant::now();
-                sink = self.open(sink, hidden, reply)?;
-            }
-            self.put(&mut sink, encoder.take_ready())?;
-            if matches!(&sink, Sink::Held(_, bytes) if *bytes > WHOLE_BYTES) {
-                sink = self.open(sink, hidden, reply)?;
-            }
-            if encoder.is_full() {
-                break;
-            }
-        }
-        drop((result, prepared));
-        let rest = encoder.finish();
-        if matches!(sink, Sink::Open(_)) {
-            self.put(&mut sink, rest)?;
-            let before = self.progress.commit;
+        let before = self.progress.commit;
+        let pumped = self.pump(statement, hidden, &mut sink, reply).and_then(|()| {
             if hidden {
-                self.open += 1;
+                self.statement_ran();
                 self.commit()?;
             }
-            if let Sink::Open(writer) = sink {
-                let wrote = self.progress.commit.filter(|commit| Some(*commit) != before);
-                writer.finish(wrote.map(|commit| {
-                    let value = HeaderValue::from_str(&commit.to_string()).expect("digits and a dot");
-                    HeaderMap::from_iter([(http::HeaderName::from_static(header::COMMIT), value)])
-                }));
+            Ok(())
+        });
+        if let Err(failure) = pumped {
+            if hidden && self.kept.in_transaction() {
+                let _ = self.kept.rollback();
+                self.kept.close(&self.engine.hidden);
             }
-            return Ok(None);
+            return Err(self.broken(failure, sink));
         }
-        self.put(&mut sink, rest)?;
-        if hidden {
-            self.open += 1;
-            self.commit()?;
-        }
+        let wrote = self.progress.commit.filter(|commit| Some(*commit) != before);
+        let trailers = wrote.map(|commit| trailer(header::COMMIT, &commit.to_string()));
         match sink {
-            Sink::Held(pieces, _) => Ok(Some(self.outcome(crate::buffer::Kept::Memory(pieces)))),
-            Sink::Open(_) => unreachable!("answered above"),
+            Sink::Held(pieces, _) => Ok(Done::Whole(self.outcome(buffer::Kept::Memory(pieces)))),
+            Sink::Open(writer) => {
+                writer.finish(trailers);
+                Ok(Done::Streamed)
+            }
+            Sink::Behind(writer, kept) => {
+                Ok(Done::Rest(Rest { writer, kept: kept.finish().map_err(spill)?, trailers }))
+            }
         }
+    }
+
+    fn pump(
+        &mut self,
+        statement: &Statement<'_>,
+        hidden: bool,
+        sink: &mut Sink<'a>,
+        reply: &mut Option<Reply>,
+    ) -> Result<(), Failure> {
+        let started = Instant::now();
+        let mut flushed = started;
+        let mut encoder: Option<Encoder> = None;
+        let rows = self.rows()?;
+        'all: for set in sets(self.request, rows.as_ref(), takes_parameters(statement)) {
+            let mut prepared = self.prepare(statement.text, set)?;
+            let mut result = prepared.stream().map_err(|error| self.duck(&error))?;
+            let encoder = match &mut encoder {
+                Some(encoder) => encoder,
+                empty => {
+                    // SAFETY: the result is valid and stays ours.
+                    let columns = unsafe { Columns::of_result(result.raw()) };
+                    empty.insert(Encoder::new(self.request.format, columns, self.options())?)
+                }
+            };
+            while let Some(chunk) = result.next_chunk().map_err(|error| self.duck(&error))? {
+                // SAFETY: the chunk is of the result that the columns are of, or of one of the same statement.
+                unsafe { encoder.push(chunk.raw()) }?;
+                drop(chunk);
+                let held = matches!(sink, Sink::Held(..));
+                if !held && flushed.elapsed() > LINGER || held && started.elapsed() > WHOLE_TIME {
+                    encoder.flush();
+                    flushed = Instant::now();
+                    self.open(sink, hidden, reply)?;
+                }
+                self.put(sink, encoder.take_ready())?;
+                if matches!(sink, Sink::Held(_, bytes) if *bytes > WHOLE_BYTES) {
+                    self.open(sink, hidden, reply)?;
+                }
+                if encoder.is_full() {
+                    break 'all;
+                }
+            }
+        }
+        let encoder = encoder.ok_or_else(no_sets)?;
+        self.put(sink, encoder.finish())
     }
 
     /// Sends the head and what was held back.
-    fn open(&mut self, sink: Sink, hidden: bool, reply: &mut Option<Reply>) -> Result<Sink, Failure> {
-        let Sink::Held(pieces, _) = sink else { return Ok(sink) };
+    fn open(&mut self, sink: &mut Sink<'a>, hidden: bool, reply: &mut Option<Reply>) -> Result<(), Failure> {
+        let Sink::Held(pieces, _) = sink else { return Ok(()) };
+        let pieces = std::mem::take(pieces);
         let (writer, body) = pipe();
-        let head = Head { trailer: hidden, ..self.engine.head(self.request, self.progress.commit) };
+        let mut head = self.engine.head(self.request, self.progress.commit);
+        head.trailers.extend(hidden.then_some(header::COMMIT));
+        head.trailers.extend((self.request.format == Format::Flight).then_some(header::ERROR));
         super::send(reply, Ok(Answer::Stream(head, body)));
-        let mut sink = Sink::Open(writer);
-        self.put(&mut sink, pieces)?;
-        Ok(sink)
+        *sink = Sink::Open(writer);
+        self.put(sink, pieces)
     }
 
-    fn put(&self, sink: &mut Sink, pieces: Vec<Bytes>) -> Result<(), Failure> {
-        match sink {
-            Sink::Held(held, bytes) => {
-                *bytes += pieces.iter().map(Bytes::len).sum::<usize>();
-                held.extend(pieces);
-            }
-            Sink::Open(writer) => {
-                for piece in pieces {
-                    let stalled = || {
-                        self.query.stalls();
-                        self.query.is_cancelled()
-                    };
-                    let sent = writer.send(piece, stalled);
-                    self.query.flows();
-                    if sent.is_err() {
-                        return Err(self.query.reason().unwrap_or(Reason::Gone).into());
+    fn put(&self, sink: &mut Sink<'a>, pieces: Vec<Bytes>) -> Result<(), Failure> {
+        for piece in pieces {
+            match sink {
+                Sink::Held(held, bytes) => {
+                    *bytes += piece.len();
+                    held.push(piece);
+                }
+                Sink::Behind(_, kept) => kept.push(vec![piece]).map_err(spill)?,
+                Sink::Open(writer) => {
+                    let gives_way = || self.session.is_some_and(|others| others.wait());
+                    match give(writer, piece.clone(), self.query, gives_way) {
+                        Given::Taken => {}
+                        Given::Stopped(reason) => return Err(reason.into()),
+                        Given::GivesWay => self.fall_behind(sink, piece)?,
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    fn fall_behind(&self, sink: &mut Sink<'a>, piece: Bytes) -> Result<(), Failure> {
+        if let Sink::Open(writer) = std::mem::replace(sink, Sink::Held(Vec::new(), 0)) {
+            let mut kept = Buffer::new(&self.engine.temp_dir);
+            kept.push(vec![piece]).map_err(spill)?;
+            *sink = Sink::Behind(writer, kept);
+        }
+        Ok(())
+    }
+
+    /// A failure of an answer whose first byte is sent breaks the body; Flight's has trailers that say why.
+    fn broken(&self, failure: Failure, sink: Sink<'_>) -> Failure {
+        if let (Sink::Open(writer) | Sink::Behind(writer, _), Format::Flight) = (sink, self.request.format) {
+            let body = failure.body(self.progress.committed, self.progress.commit.is_some());
+            let text = serde_json::to_string(&body).expect("a plain struct has a JSON form");
+            writer.finish(Some(trailer(header::ERROR, &utf8_percent_encode(&text, NON_ALPHANUMERIC).to_string())));
+        }
+        failure
+    }
+}
+
+enum Given {
+    Taken,
+    GivesWay,
+    Stopped(Reason),
+}
+
+/// Hands a piece over; waits for its reader as long as nothing else is to be done.
+fn give(writer: &PipeWriter, piece: Bytes, query: &Query, gives_way: impl Fn() -> bool) -> Given {
+    let stalled = || {
+        query.stalls();
+        query.is_cancelled() || gives_way()
+    };
+    let sent = writer.send(piece, stalled);
+    query.flows();
+    match sent {
+        Ok(()) => Given::Taken,
+        Err(_) => match query.reason() {
+            Some(reason) => Given::Stopped(reason),
+            None if writer.is_gone() => Given::Stopped(Reason::Gone),
+            None => Given::GivesWay,
+        },
+    }
+}
+
+impl Rest {
+    /// A whole answer that was kept in a file, as the rest of one of which nothing was sent.
+    pub(super) fn new(writer: PipeWriter, kept: buffer::Kept) -> Self {
+        Self { writer, kept, trailers: None }
+    }
+
+    /// Sends it. What breaks on the way breaks the body.
+    pub fn send(self, query: &Query) {
+        let give = |piece| matches!(give(&self.writer, piece, query, || false), Given::Taken);
+        let sent = match self.kept {
+            buffer::Kept::Memory(pieces) => pieces.into_iter().all(give),
+            buffer::Kept::File(mut file) => loop {
+                match buffer::next_piece(&mut file) {
+                    Ok(None) => break true,
+                    Ok(Some(piece)) => {
+                        if !give(piece) {
+                            break false;
+                        }
+                    }
+                    Err(_) => break false,
+                }
+            },
+        };
+        if sent {
+            self.writer.finish(self.trailers);
+        }
+    }
+}
+
+pub(super) fn no_sets() -> Failure {
+    Failure::new(crate::wire::Code::Invalid, "there is no set of parameters to run the statement with")
+}
+
+fn trailer(name: &'static str, value: &str) -> HeaderMap {
+    let value = HeaderValue::from_str(value).expect("digits, dots and percent-encoded text are visible ASCII");
+    HeaderMap::from_iter([(HeaderName::from_static(name), value)])
+}
+
+impl Head {
+    /// The names of its trailers as a header's value.
+    pub fn trailer_names(&self) -> Option<String> {
+        (!self.trailers.is_empty()).then(|| self.trailers.join(", "))
     }
 }

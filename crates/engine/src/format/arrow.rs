@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use super::{Columns, EncodeError, MAX_AGE, buffer::Pool, view::View};
 use column::Column;
+pub use ipc::Framing;
 
 /// A batch is sent when it has so many rows …
 const BATCH_ROWS: usize = 120 * 1024;
@@ -22,6 +23,8 @@ const BATCH_ROWS: usize = 120 * 1024;
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Most string bytes in a batch: offsets are 32 bits wide.
 const MAX_STRING_BYTES: usize = 1 << 30;
+/// The same in a Flight message: a stock client takes 16 MB unless it is told to take more.
+const MAX_FLIGHT_STRING_BYTES: usize = 8 << 20;
 
 /// Writes one stream.
 pub struct Writer {
@@ -29,14 +32,22 @@ pub struct Writer {
     columns: Vec<Column>,
     rows: usize,
     opened: Instant,
+    most_string_bytes: usize,
     out: ipc::Output,
+}
+
+/// The schema of a result as an encapsulated message.
+pub fn schema_message(columns: &Columns) -> Vec<u8> {
+    let mut out = ipc::Output::new(Pool::default(), Framing::Stream);
+    out.schema(&schema::schema(columns, &columns.unique_names()));
+    out.take().concat()
 }
 
 impl Writer {
     /// A writer that has the schema (and the dictionaries of ENUM columns) ready.
-    pub fn new(columns: &Columns) -> Result<Writer, EncodeError> {
+    pub fn new(columns: &Columns, framing: Framing) -> Result<Writer, EncodeError> {
         let pool = Pool::default();
-        let mut out = ipc::Output::new(pool.clone());
+        let mut out = ipc::Output::new(pool.clone(), framing);
         let names = columns.unique_names();
         out.schema(&schema::schema(columns, &names));
         let mut dictionaries = Vec::new();
@@ -44,7 +55,11 @@ impl Writer {
         for (id, values) in (0..).zip(dictionaries) {
             out.dictionary(id, &values);
         }
-        Ok(Writer { pool, columns: built, rows: 0, opened: Instant::now(), out })
+        let most_string_bytes = match framing {
+            Framing::Stream => MAX_STRING_BYTES,
+            Framing::Flight => MAX_FLIGHT_STRING_BYTES,
+        };
+        Ok(Writer { pool, columns: built, rows: 0, opened: Instant::now(), most_string_bytes, out })
     }
 
     /// Adds the first `rows` rows of a chunk.
@@ -62,9 +77,9 @@ impl Writer {
         }
         // Rows with gigabytes of strings are cut to fit; everything ordinary goes in at once.
         let weight: usize = self.columns.iter().zip(views).map(|(column, view)| column.weight(view, start, rows)).sum();
-        if weight + self.bytes() > MAX_STRING_BYTES {
+        if weight + self.bytes() > self.most_string_bytes {
             self.flush();
-            if weight > MAX_STRING_BYTES && rows > 1 {
+            if weight > self.most_string_bytes && rows > 1 {
                 self.push_range(views, start, rows / 2)?;
                 return self.push_range(views, start + rows / 2, rows - rows / 2);
             }

@@ -74,6 +74,11 @@ pub enum Kind {
 }
 
 impl Type {
+    /// VARCHAR.
+    pub fn text() -> Type {
+        Type::plain(Kind::Varchar)
+    }
+
     fn plain(kind: Kind) -> Type {
         Type { kind, alias: None }
     }

@@ -202,6 +202,24 @@ impl<'a> ChunkView<'a> {
     /// # Safety
     /// `chunk` is a chunk of a result with these column types, and stays untouched for `'a`.
     pub unsafe fn new(types: impl Iterator<Item = &'a Type>, chunk: ffi::duckdb_data_chunk) -> ChunkView<'a> {
+        // SAFETY: as the caller says.
+        unsafe { Self::copying(types, chunk, Type::is_nested) }
+    }
+
+    /// Views of all columns of a chunk that is no result's: none of them need be flat.
+    ///
+    /// # Safety
+    /// `chunk` has these column types, and stays untouched for `'a`.
+    pub unsafe fn of_any(types: impl Iterator<Item = &'a Type>, chunk: ffi::duckdb_data_chunk) -> ChunkView<'a> {
+        // SAFETY: as the caller says.
+        unsafe { Self::copying(types, chunk, |_| true) }
+    }
+
+    unsafe fn copying(
+        types: impl Iterator<Item = &'a Type>,
+        chunk: ffi::duckdb_data_chunk,
+        copies_it: impl Fn(&Type) -> bool,
+    ) -> ChunkView<'a> {
         // SAFETY: the caller vouches for the chunk; copies are of the same type and size.
         unsafe {
             let rows = ffi::duckdb_data_chunk_get_size(chunk) as usize;
@@ -210,7 +228,7 @@ impl<'a> ChunkView<'a> {
                 .zip(types)
                 .map(|(i, ty)| {
                     let mut vector = ffi::duckdb_data_chunk_get_vector(chunk, i);
-                    if ty.is_nested() {
+                    if copies_it(ty) {
                         vector = flat_copy(vector, rows);
                         copies.push(vector);
                     }

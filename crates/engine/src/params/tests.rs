@@ -10,7 +10,7 @@ use crate::format::{Format, Options, tests::duck::Duck};
 fn query(duck: &Duck, sql: &str, params: Json) -> Result<Json, ParamError> {
     let statement = duck.prepare(sql);
     // SAFETY: handles are valid and of one connection.
-    unsafe { bind(duck.connection, statement.raw, &Params::from_json(Some(params))?)? };
+    unsafe { bind(duck.connection, statement.raw, super::Set::Json(&Params::from_json(Some(params))?))? };
     let pieces = statement.result().pieces(Format::Json, Options::default()).expect("encodes");
     let mut parsed: Json = serde_json::from_slice(&pieces.concat()).expect("valid JSON");
     Ok(parsed["rows"].take())

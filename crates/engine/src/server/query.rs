@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use arrow_array::RecordBatch;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response,
     header::{ACCEPT, CONTENT_TYPE, TRAILER},
@@ -14,7 +16,7 @@ use crate::{
     exec::{self, Answer, Head},
     failure::Failure,
     format::Format,
-    params::Params,
+    params::{self, Params},
     pipe::Pieces,
     queries::{NotStarted, Reason},
     wire::{Code, Point, QueryRequest, Role, exit, header},
@@ -40,15 +42,15 @@ struct Asked {
     format: Format,
 }
 
-/// Answers a query.
-pub(super) async fn answer(server: &Server, request: Request<Incoming>) -> Response<Body> {
+/// Answers a query, or describes it.
+pub(super) async fn answer(server: &Server, request: Request<Incoming>, describe: bool) -> Response<Body> {
     let arrived = Instant::now();
     let asked = match asked(request.headers()) {
         Ok(asked) => asked,
         Err(failure) => return failed(&failure),
     };
     let id = asked.id;
-    let mut response = match run(server, asked, request, arrived).await {
+    let mut response = match run(server, asked, request, arrived, describe).await {
         Ok(response) => response,
         Err(failure) => failed(&failure),
     };
@@ -62,6 +64,7 @@ async fn run(
     asked: Asked,
     request: Request<Incoming>,
     arrived: Instant,
+    describe: bool,
 ) -> Result<Response<Body>, Failure> {
     let body: QueryRequest = super::body(request).await?;
     let deadline = body.timeout_ms.or(asked.timeout_ms).map(|ms| arrived + Duration::from_millis(ms));
@@ -72,13 +75,18 @@ async fn run(
     // Dropped with this future or with the body, whichever goes last: then the client has all or is gone.
     let canceller = ticket.canceller();
     let permit = permit(server, deadline).await?;
+    let rows = body.params_arrow.map(|text| rows(&text, body.params.is_some())).transpose()?;
     let job = exec::Request {
         sql: body.sql,
         params: Params::from_json(body.params)?,
+        rows,
         max_rows: body.max_rows,
         format: asked.format,
         role: asked.role,
         key: asked.key,
+        session: body.session,
+        keep: body.keep,
+        describe,
     };
     let (reply, answer) = oneshot::channel();
     let (engine, ended) = (server.engine.clone(), server.ended.clone());
@@ -108,6 +116,15 @@ async fn run(
             Err(failure)
         }
     }
+}
+
+/// Rows of parameters from a request's text.
+fn rows(text: &str, beside_params: bool) -> Result<Vec<RecordBatch>, Failure> {
+    if beside_params {
+        return Err(Failure::new(Code::Invalid, "`params` and `params_arrow` don't go together"));
+    }
+    let bytes = STANDARD.decode(text).map_err(|_| Failure::new(Code::Invalid, "`params_arrow` is not base64"))?;
+    Ok(params::arrow::read(&bytes)?)
 }
 
 /// Waits for a place to run. Who has one and does not read for long loses it meanwhile.
@@ -149,8 +166,11 @@ fn response(head: Head, body: Body) -> Response<Body> {
     if head.replayed {
         headers.insert(HeaderName::from_static(header::REPLAYED), HeaderValue::from_static("true"));
     }
-    if head.trailer {
-        headers.insert(TRAILER, HeaderValue::from_static(header::COMMIT));
+    if let Some(changed) = head.changed {
+        headers.insert(HeaderName::from_static(header::CHANGED_ROWS), HeaderValue::from(changed));
+    }
+    if let Some(Ok(names)) = head.trailer_names().map(|names| HeaderValue::from_str(&names)) {
+        headers.insert(TRAILER, names);
     }
     response
 }

@@ -3,10 +3,12 @@
 mod commits;
 mod compact;
 mod faults;
+mod flight;
 mod process;
 mod queries;
 mod ranges;
 mod replays;
+mod sessions;
 mod streams;
 mod support;
 mod views;

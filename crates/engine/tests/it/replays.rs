@@ -10,7 +10,6 @@ use engine::{
     exec::{Engine, Request},
     format::Format,
     open::Mart,
-    params::Params,
     session::Session,
     wal,
     wire::{Code, ErrorBody, Outcome, Role},
@@ -55,14 +54,7 @@ impl Trial {
 
     fn ask_as(&mut self, sql: &str, key: Option<&str>) -> Result<(), ErrorBody> {
         let ticket = self.engine.queries.start(uuid::Uuid::new_v4(), "me".into(), None).expect("starts");
-        let request = Request {
-            sql: sql.into(),
-            params: Params::None,
-            max_rows: Some(1),
-            format: Format::Json,
-            role: Role::Writer,
-            key: key.map(str::to_owned),
-        };
+        let request = Request { key: key.map(str::to_owned), ..Request::new(sql, Format::Json, Role::Writer) };
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.engine.run(ticket.query(), &mut self.session, request, reply);
         self.session.reset();

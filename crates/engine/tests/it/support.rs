@@ -28,11 +28,20 @@ pub struct Home {
     pub httpfs: Option<PathBuf>,
     pub gateway: Option<GatewayConfig>,
     pub view: Option<ViewConfig>,
+    pub session_idle_ms: u64,
+    pub transaction_idle_ms: u64,
 }
 
 impl Home {
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a directory"), httpfs: None, gateway: None, view: None }
+        Self {
+            dir: tempfile::tempdir().expect("a directory"),
+            httpfs: None,
+            gateway: None,
+            view: None,
+            session_idle_ms: 900_000,
+            transaction_idle_ms: 60_000,
+        }
     }
 
     pub fn db(&self) -> PathBuf {
@@ -59,6 +68,8 @@ impl Home {
             lock_fd: None,
             max_queries: 16,
             deaf_ms: 5_000,
+            session_idle_ms: self.session_idle_ms,
+            transaction_idle_ms: self.transaction_idle_ms,
         }
     }
 

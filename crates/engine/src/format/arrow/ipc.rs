@@ -1,6 +1,7 @@
 //! Messages of the Arrow IPC stream: metadata in front, then the body's buffers as they are.
 //!
-//! Format: <https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc>. Buffers of 8 KiB and
+//! Formats: <https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc>, and for Flight the message
+//! `FlightData` of <https://github.com/apache/arrow/blob/main/format/Flight.proto> behind gRPC's five bytes. Buffers of 8 KiB and
 //! more leave as pieces of their own, never copied; the small ones and all metadata are gathered.
 
 use arrow_ipc::{
@@ -37,16 +38,31 @@ impl Body {
     }
 }
 
+/// What stands around a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// The encapsulated form of a stream or file.
+    Stream,
+    /// `FlightData` as a gRPC message.
+    Flight,
+}
+
+/// `FlightData.data_header`: field 2, bytes.
+const DATA_HEADER: u64 = 2 << 3 | 2;
+/// `FlightData.data_body`: field 1000, bytes.
+const DATA_BODY: u64 = 1000 << 3 | 2;
+
 /// The stream as pieces.
 pub struct Output {
     pool: Pool,
+    framing: Framing,
     small: Vec<u8>,
     ready: Vec<Bytes>,
 }
 
 impl Output {
-    pub fn new(pool: Pool) -> Output {
-        Output { pool, small: Vec::new(), ready: Vec::new() }
+    pub fn new(pool: Pool, framing: Framing) -> Output {
+        Output { pool, framing, small: Vec::new(), ready: Vec::new() }
     }
 
     /// Writes the schema's message.
@@ -91,9 +107,11 @@ impl Output {
         self.message(&metadata, body.buffers);
     }
 
-    /// Writes the mark that ends a whole stream.
+    /// Writes the mark that ends a whole stream; gRPC has its own.
     pub fn end(&mut self) {
-        self.small.extend_from_slice(&[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+        if self.framing == Framing::Stream {
+            self.small.extend_from_slice(&[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+        }
     }
 
     /// The pieces so far.
@@ -104,11 +122,21 @@ impl Output {
 
     fn message(&mut self, metadata: &[u8], buffers: Vec<Vec<u8>>) {
         let padded = metadata.len().next_multiple_of(8);
-        self.small.extend_from_slice(&[0xff; 4]);
-        let length = i32::try_from(padded).expect("a message's metadata is small");
-        self.small.extend_from_slice(&length.to_le_bytes());
+        let body: usize = buffers.iter().map(|buffer| buffer.len().next_multiple_of(ALIGNMENT)).sum();
+        match self.framing {
+            Framing::Stream => {
+                self.small.extend_from_slice(&[0xff; 4]);
+                let length = i32::try_from(padded).expect("a message's metadata is small");
+                self.small.extend_from_slice(&length.to_le_bytes());
+            }
+            Framing::Flight => self.flight_prefix(padded, body),
+        }
         self.small.extend_from_slice(metadata);
         self.small.resize(self.small.len() + padded - metadata.len(), 0);
+        if self.framing == Framing::Flight && body > 0 {
+            varint(DATA_BODY, &mut self.small);
+            varint(body as u64, &mut self.small);
+        }
         for mut buffer in buffers {
             let padded = buffer.len().next_multiple_of(ALIGNMENT);
             if buffer.len() < SMALL_BYTES {
@@ -122,11 +150,34 @@ impl Output {
         }
     }
 
+    /// Everything in front of the metadata.
+    fn flight_prefix(&mut self, metadata: usize, body: usize) {
+        let field = |key: u64, length: usize| varint_bytes(key) + varint_bytes(length as u64) + length;
+        let message = field(DATA_HEADER, metadata) + if body > 0 { field(DATA_BODY, body) } else { 0 };
+        self.small.push(0);
+        let length = u32::try_from(message).expect("a batch is far below 4 GiB");
+        self.small.extend_from_slice(&length.to_be_bytes());
+        varint(DATA_HEADER, &mut self.small);
+        varint(metadata as u64, &mut self.small);
+    }
+
     fn close_small(&mut self) {
         if !self.small.is_empty() {
             self.ready.push(Bytes::from(std::mem::take(&mut self.small)));
         }
     }
+}
+
+fn varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn varint_bytes(value: u64) -> usize {
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
 fn record_batch<'a>(

@@ -1,0 +1,120 @@
+//! What a statement gives and takes, without running it.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use libduckdb_sys as ffi;
+
+use crate::{
+    buffer::Kept,
+    duck::Prepared,
+    failure::Failure,
+    format::{
+        Columns, Encoder, Format, Options,
+        types::{Kind as TypeKind, Type, take_string},
+    },
+    sql::Statement,
+    wire::Described,
+};
+
+use super::script::{Outcome, Run};
+
+/// Describes the statements.
+pub(super) fn run(run: &mut Run<'_>, statements: &[Statement<'_>]) -> Result<Outcome, Failure> {
+    let mut described = Described {
+        kind: kind(statements).to_owned(),
+        statements: statements.len(),
+        schema: None,
+        exact: true,
+        parameters: None,
+    };
+    if let [statement] = statements
+        && matches!(statement.kind.label(), "read" | "write")
+    {
+        let prepared = run.prepare_only(statement.text)?;
+        let (parameters, _) = parameters(&prepared);
+        described.parameters = Some(STANDARD.encode(parameters.schema_message()));
+        if statement.kind.is_read() {
+            let (columns, exact) = columns(&prepared);
+            // What has no form in Arrow is refused now.
+            Encoder::new(Format::Flight, columns.clone(), Options::default())?;
+            described.schema = Some(STANDARD.encode(columns.schema_message()));
+            described.exact = exact;
+        }
+    }
+    let answer = serde_json::to_vec(&described).expect("a plain struct has a JSON form");
+    Ok(Outcome { kept: Kept::Memory(vec![answer.into()]), content_type: "application/json".into(), replayed: false })
+}
+
+/// The strongest kind of all.
+fn kind(statements: &[Statement<'_>]) -> &'static str {
+    let labels = || statements.iter().map(|statement| statement.kind.label());
+    ["ddl", "write", "other"].into_iter().find(|kind| labels().any(|label| label == *kind)).unwrap_or("read")
+}
+
+impl Run<'_> {
+    /// As `prepare`, but the parameters of the last statement stay open.
+    fn prepare_only(&mut self, text: &str) -> Result<Prepared, Failure> {
+        let mut extracted = self.kept.connection.extract(text).map_err(|error| self.duck(&error))?;
+        let mut prepared = None;
+        while let Some(mut parsed) = extracted.next() {
+            let mut next = parsed.prepare().map_err(|error| self.duck(&error))?;
+            if extracted.left() > 0 {
+                // It helps the last one: PIVOT makes a temporary type first.
+                self.kept.used_up |= self.session.is_none();
+                next.run().map_err(|error| self.duck(&error))?;
+            }
+            prepared = Some(next);
+        }
+        prepared.ok_or_else(|| Failure::new(crate::wire::Code::Sql, "DuckDB finds no statement in the text"))
+    }
+}
+
+/// Names and types of the results' columns, and whether all are known.
+fn columns(prepared: &Prepared) -> (Columns, bool) {
+    let mut exact = true;
+    // SAFETY: the statement is prepared; names are ours to free, types are destroyed once.
+    let columns = unsafe {
+        (0..ffi::duckdb_prepared_statement_column_count(prepared.raw())).map(|i| {
+            let name = take_string(ffi::duckdb_prepared_statement_column_name(prepared.raw(), i).cast_mut());
+            let raw = ffi::duckdb_prepared_statement_column_logical_type(prepared.raw(), i);
+            let (ty, known) = known_type(raw);
+            exact &= known;
+            (name, ty)
+        })
+    };
+    let columns = columns.collect();
+    (Columns::new(columns), exact)
+}
+
+/// Names and types of the parameters.
+fn parameters(prepared: &Prepared) -> (Columns, bool) {
+    let mut exact = true;
+    // SAFETY: as above.
+    let parameters = unsafe {
+        (1..=prepared.parameters()).map(|i| {
+            let name = take_string(ffi::duckdb_parameter_name(prepared.raw(), i).cast_mut());
+            let (ty, known) = known_type(ffi::duckdb_param_logical_type(prepared.raw(), i));
+            exact &= known;
+            (name, ty)
+        })
+    };
+    let parameters = parameters.collect();
+    (Columns::new(parameters), exact)
+}
+
+/// A type, or text where DuckDB does not know it yet.
+unsafe fn known_type(mut raw: ffi::duckdb_logical_type) -> (Type, bool) {
+    if raw.is_null() {
+        return (Type::text(), false);
+    }
+    // SAFETY: the caller's handle is valid and ours.
+    let ty = unsafe {
+        let ty = Type::read(raw);
+        ffi::duckdb_destroy_logical_type(&mut raw);
+        ty
+    };
+    let unknown = |kind: &TypeKind| matches!(kind, TypeKind::Unknown(_));
+    match ty.find(&unknown) {
+        Some(_) => (Type::text(), false),
+        None => (ty, true),
+    }
+}
