@@ -4,6 +4,7 @@ Only what tests and bench send and read: protobuf's variable-length integers and
 A field is given by its number, as in `FlightSql.proto` of Arrow.
 """
 
+import pyarrow as pa
 from pyarrow import flight
 
 PREFIX = "type.googleapis.com/arrow.flight.protocol.sql."
@@ -95,10 +96,13 @@ def ingest(table, if_missing="create", if_exists="fail", schema=None, temporary=
     )
 
 
-def changed(reader):
+def changed(writer, reader):
     """The count that answers a DoPut of an update or of an ingest (two's complement, so that -1 is -1)."""
-    metadata = reader.read()
-    count = decode(memoryview(metadata)).get(1, [0])[0]
+    answer = reader.read()
+    if answer is None:
+        writer.close()  # raises what went wrong
+        raise AssertionError("neither a count nor an error")
+    count = decode(answer.to_pybytes()).get(1, [0])[0]
     return count - INT64 if count >= INT64 >> 1 else count
 
 
@@ -141,12 +145,10 @@ class Client:
             for batch in batches:
                 writer.write_batch(batch)
             writer.done_writing()
-            return changed(reader)
+            return changed(writer, reader)
 
     def execute(self, sql, transaction=None):
         """An update; the number of changed rows."""
-        import pyarrow as pa
-
         return self.put(update(sql, transaction), [], pa.schema([]))
 
     def action(self, kind, body=b""):

@@ -120,3 +120,14 @@ def eventually(probe, what, seconds=10):
             return found
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.005)
+
+
+def once_free(work):
+    """Does it again while it meets a transaction that is just being rolled back."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            if "onflict" not in str(error) or time.monotonic() > deadline:
+                raise

@@ -92,7 +92,7 @@ def test_big_results_arrive_whole(cursor):
     cursor.execute("SELECT range AS i, repeat('x', 30000) AS s FROM range(3000)")
     table = cursor.fetch_arrow_table()
     assert table.num_rows == 3000
-    assert table["i"].to_pylist() == list(range(3000)) or sorted(table["i"].to_pylist()) == list(range(3000))
+    assert table["i"].to_pylist() == list(range(3000))
     assert set(map(len, table["s"].to_pylist())) == {30000}
 
 
@@ -202,7 +202,7 @@ def test_columns_tell_their_duckdb_type(mart):
 
 
 def test_parameters_are_bound_by_place(cursor):
-    cursor.execute("SELECT $2::VARCHAR || $1::VARCHAR, ?::INTEGER".replace("?", "$3"), ("a", "b", 7))
+    cursor.execute("SELECT $2::VARCHAR || $1::VARCHAR, $3::INTEGER", ("a", "b", 7))
     assert cursor.fetchall() == [("ba", 7)]
     cursor.execute("SELECT ? + ?", (1, 2))
     assert cursor.fetchall() == [(3,)]
@@ -389,7 +389,7 @@ def test_turning_autocommit_on_commits(mart, manual):
 @pytest.fixture
 def furnished(mart):
     mart.query("CREATE SCHEMA sales")
-    mart.query("CREATE TABLE sales.orders (id BIGINT PRIMARY KEY, amount DECIMAL(10,2), at TIMESTAMP)")
+    mart.query("CREATE TABLE sales.orders (id BIGINT PRIMARY KEY, amount DECIMAL(10,2), placed TIMESTAMP)")
     mart.query("CREATE TABLE under_score (a INTEGER)")
     mart.query("CREATE TABLE underXscore (b INTEGER)")
     mart.query("CREATE VIEW big AS SELECT * FROM sales.orders WHERE amount > 100")
@@ -416,8 +416,8 @@ def test_objects_are_listed_at_every_depth(furnished, connection):
     assert tables["sales"] == {"orders": []}
     assert tables["main"] == {"under_score": [], "underXscore": [], "big": []}
     everything = objects(connection, depth="all")
-    assert everything["sales"] == {"orders": ["id", "amount", "at"]}
-    assert everything["main"]["big"] == ["id", "amount", "at"]
+    assert everything["sales"] == {"orders": ["id", "amount", "placed"]}
+    assert everything["main"]["big"] == ["id", "amount", "placed"]
 
 
 def test_objects_are_filtered_by_pattern_and_kind(furnished, connection):
@@ -428,9 +428,12 @@ def test_objects_are_filtered_by_pattern_and_kind(furnished, connection):
 
 
 def test_a_table_tells_its_schema(furnished, connection):
-    assert connection.adbc_get_table_schema("orders", db_schema_filter="sales") == pa.schema(
-        [pa.field("id", pa.int64(), nullable=False), ("amount", pa.decimal128(10, 2)), ("at", pa.timestamp("us"))]
-    ) or connection.adbc_get_table_schema("orders", db_schema_filter="sales").names == ["id", "amount", "at"]
+    told = connection.adbc_get_table_schema("orders", db_schema_filter="sales")
+    assert [(field.name, field.type) for field in told] == [
+        ("id", pa.int64()),
+        ("amount", pa.decimal128(10, 2)),
+        ("placed", pa.timestamp("us")),
+    ]
     assert connection.adbc_get_table_schema("under_score").names == ["a"]
 
 
