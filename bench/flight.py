@@ -107,27 +107,33 @@ def crowds(where, what, sql, unit, show):
 
 
 def crowd(name, where, sql):
-    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
-        begin = time.time() + 6  # all have started and connected by then
-        tasks = [pool.submit(ask_again, name, where, sql, begin) for _ in range(PROCESSES)]
+    context = get_context("spawn")
+    together = context.Barrier(PROCESSES * THREADS)
+    with ProcessPoolExecutor(PROCESSES, context, initializer=wait_for, initargs=(together,)) as pool:
+        tasks = [pool.submit(ask_again, name, where, sql) for _ in range(PROCESSES)]
         return sum(task.result() for task in tasks)
 
 
-def ask_again(name, where, sql, begin):
-    """In a process of its own: answers that ended in time, those that did not by the part that did."""
+def wait_for(together):
+    """In a process of its own: what lets all clients begin when the last one has connected."""
+    global begin
+    begin = together
+
+
+def ask_again(name, where, sql):
     with ThreadPoolExecutor(THREADS) as pool:
-        return sum(pool.map(lambda _: one_client(name, where, sql, begin), range(THREADS)))
+        return sum(pool.map(lambda _: one_client(name, where, sql), range(THREADS)))
 
 
-def one_client(name, where, sql, begin):
+def one_client(name, where, sql):
+    """Answers that ended in time; of one that did not, the part of its time that was in time."""
     way = WAYS[name](where)
     way.table(SMALL)
-    time.sleep(max(0, begin - time.time()))
-    end, count = begin + SECONDS, 0
-    while (started := time.time()) < end:
+    begin.wait(timeout=120)
+    end, count = time.monotonic() + SECONDS, 0
+    while (started := time.monotonic()) < end:
         way.table(sql)
-        took = time.time() - started
-        count += min(1, (end - started) / took)
+        count += min(1, (end - started) / (time.monotonic() - started))
     way.close()
     return count
 

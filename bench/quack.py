@@ -39,7 +39,10 @@ class Quack:
     def __init__(self, database, port):
         self.port = port
         command = [sys.executable, "-c", SERVE, str(database), str(EXTENSIONS), str(port), TOKEN]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # Its connections draw progress bars on the error stream, and there is no way to tell them not to.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         assert self.process.stdout.readline() == "ready\n", "quack does not serve"
 
     def stop(self):
