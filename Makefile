@@ -42,7 +42,7 @@ check: ## Formatting, lints, tests, licences, links in the docs: what a change m
 	scripts/check-links
 	$(MAKE) --no-print-directory test
 
-bench: ## Measure, as ratios against DuckDB in-process, and write docs/performance.md (about 15 minutes).
+bench: ## Measure, as ratios against DuckDB in-process, and write docs/performance.md (about 25 minutes).
 	@scripts/setup --test
 	cargo build --bin tarn --examples
 	TARN_BINARY="$(TARN)" $(PYTHON) bench/run.py $(ARGS)

@@ -34,3 +34,9 @@ def make():
         con.execute(f"COPY lineitem TO '{DIRECTORY}/fresh.parquet' (FORMAT parquet)")
     (DIRECTORY / "fresh.parquet").replace(PARQUET)
     fresh.replace(DATABASE)
+
+
+def prepare(server):
+    """The mart has the table `lineitem`."""
+    sql = "CREATE TABLE IF NOT EXISTS lineitem AS FROM read_parquet('s3://sm-default-processed/tpch/lineitem.parquet')"
+    server.query(sql, mart=MART, timeout_ms=600_000)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """`make bench`: every figure of docs/performance.md, measured in one run and written into it.
 
-    bench/run.py [--only streams,selects,commits,bulk,history,restore,idle] [--stores file,s3] [--print]
+    bench/run.py [--only idle,selects,flight,cpu,ingest,commits,bulk,history,restore] [--stores file,s3] [--print]
 
 Each figure is a ratio to a peer that is measured in the same minutes on the same machine: DuckDB in-process for the same statement,
-our own `local` for `object`, parallel GETs for a restore. Ratios travel between machines, seconds don't. Nothing else should run meanwhile.
+DuckDB's own remote protocol, our own `local` for `object`, parallel GETs for a restore. Ratios travel between machines, seconds don't. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -18,15 +18,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests")]
 
+import cpu  # noqa: E402
 import data  # noqa: E402
+import flight  # noqa: E402
 import history  # noqa: E402
+import ingest  # noqa: E402
 import replication  # noqa: E402
 import report  # noqa: E402
 import statements  # noqa: E402
-import streams  # noqa: E402
 from served import Server, Weed  # noqa: E402
 
-FIGURES = ["idle", "selects", "streams", "commits", "bulk", "history", "restore"]
+FIGURES = ["idle", "selects", "flight", "cpu", "ingest", "commits", "bulk", "history", "restore"]
 BUCKETS = ["tarn-control", "sm-default-analytics", "sm-default-processed", "sm-default-raw"]
 
 
@@ -64,11 +66,12 @@ def measure(store, only):
                 yield "Idle", [replication.idle_memory(server)]
             if "selects" in only:
                 yield from statements.selects(server)
-            if "streams" in only:
-                streams.prepare(server)
-                yield from streams.measure(server)
+            for name, figures in (("flight", flight), ("cpu", cpu), ("ingest", ingest)):
+                if name in only:
+                    data.prepare(server)
+                    yield from figures.measure(server)
         if "bulk" in only:
-            streams.prepare(server)
+            data.prepare(server)
             yield from replication.bulk(server, name)
         if "commits" in only:
             yield from statements.commits(server, name, weed)

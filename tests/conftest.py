@@ -2,6 +2,7 @@
 
 import pytest
 
+from marts import Mart
 from served import Server, Weed
 
 BUCKETS = ["tarn-control", "sm-default-analytics", "sm-default-processed", "sm-default-raw"]
@@ -38,3 +39,21 @@ def server(request, tmp_path):
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory):
+    """One node on the embedded store for all tests of clients."""
+    server = Server(tmp_path_factory.mktemp("node"))
+    server.put_tour_data()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def mart(node):
+    """A fresh mart on it."""
+    mart = Mart.fresh(node)
+    yield mart
+    mart.drop()
