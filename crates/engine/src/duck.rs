@@ -300,6 +300,15 @@ impl Prepared {
         }
     }
 
+    /// Gives parameter `index`, counted from 1, NULL.
+    pub fn bind_null(&mut self, index: u64) -> Result<(), DuckError> {
+        // SAFETY: the statement is prepared.
+        match unsafe { ffi::duckdb_bind_null(self.raw, index) } {
+            ffi::DuckDBSuccess => Ok(()),
+            _ => Err(DuckError::new("Invalid Input Error: NULL can't be bound")),
+        }
+    }
+
     /// Starts it; rows are made as they are fetched, so that a result of any size needs little memory.
     pub fn stream(&mut self) -> Result<ResultSet, DuckError> {
         let mut pending = Pending(ptr::null_mut());

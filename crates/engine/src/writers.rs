@@ -110,7 +110,7 @@ impl WriterGate {
         if matches!(self.lock().door, Door::Kept | Door::Retired) {
             return Ok(None);
         }
-        self.close_while(|state| if state.orders == turn.0 { wait() } else { Err(NotClosed::Ordered) }).map(Some)
+        self.close_while(|orders| if orders == turn.0 { wait() } else { Err(NotClosed::Ordered) }).map(Some)
     }
 
     /// Keeps the gate closed.
@@ -162,33 +162,45 @@ impl WriterGate {
 
     fn close_while(
         &self,
-        mut wait: impl FnMut(&State) -> Result<Duration, NotClosed>,
+        mut wait: impl FnMut(u64) -> Result<Duration, NotClosed>,
     ) -> Result<ClosedGate<'_>, NotClosed> {
         let mut state = self.lock();
         while state.door != Door::Open {
             if state.door != Door::Closing {
                 return Err(NotClosed::Ordered);
             }
-            let time = wait(&state)?;
-            state = self.wait(state, time);
+            state = self.wait(state, &mut wait)?;
         }
         state.door = Door::Closing;
         while state.writers > 0 {
-            match wait(&state) {
-                Ok(time) => state = self.wait(state, time),
+            state = match self.wait(state, &mut wait) {
+                Ok(state) => state,
                 Err(why) => {
-                    state.door = Door::Open;
+                    self.lock().door = Door::Open;
                     self.changed.notify_all();
                     return Err(why);
                 }
-            }
+            };
         }
         drop(state);
         Ok(ClosedGate(self))
     }
 
-    fn wait<'a>(&'a self, state: MutexGuard<'a, State>, time: Duration) -> MutexGuard<'a, State> {
-        self.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0
+    /// Waits for a change, as long as `time` says, which is asked without the lock: whoever waits may have to roll back transactions,
+    /// and those leave the gate.
+    fn wait<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        time: &mut impl FnMut(u64) -> Result<Duration, NotClosed>,
+    ) -> Result<MutexGuard<'a, State>, NotClosed> {
+        let before = (state.door, state.writers, state.orders);
+        drop(state);
+        let time = time(before.2)?;
+        let state = self.lock();
+        if (state.door, state.writers, state.orders) != before {
+            return Ok(state);
+        }
+        Ok(self.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -15,7 +15,7 @@ use crate::{
     wire::Described,
 };
 
-use super::script::{Outcome, Run};
+use super::script::{Outcome, Run, sets};
 
 /// Describes the statements.
 pub(super) fn run(run: &mut Run<'_>, statements: &[Statement<'_>]) -> Result<Outcome, Failure> {
@@ -30,10 +30,14 @@ pub(super) fn run(run: &mut Run<'_>, statements: &[Statement<'_>]) -> Result<Out
         && matches!(statement.kind.label(), "read" | "write")
     {
         let prepared = run.prepare_only(statement.text)?;
-        let (parameters, _) = parameters(&prepared);
+        let parameters = parameters(&prepared);
         described.parameters = Some(STANDARD.encode(parameters.schema_message()));
         if statement.kind.is_read() {
-            let (columns, exact) = columns(&prepared);
+            let (mut columns, mut exact) = columns(&prepared);
+            drop(prepared);
+            if !exact {
+                (columns, exact) = (run.columns_of_nothing(statement.text)?, run.has_parameters());
+            }
             // What has no form in Arrow is refused now.
             Encoder::new(Format::Flight, columns.clone(), Options::default())?;
             described.schema = Some(STANDARD.encode(columns.schema_message()));
@@ -51,6 +55,31 @@ fn kind(statements: &[Statement<'_>]) -> &'static str {
 }
 
 impl Run<'_> {
+    fn has_parameters(&self) -> bool {
+        self.request.rows.is_some() || !self.request.params.is_empty()
+    }
+
+    /// The columns of a read whose types depend on its parameters: those of the request's first set, else NULLs.
+    fn columns_of_nothing(&mut self, text: &str) -> Result<Columns, Failure> {
+        let rows = self.rows()?;
+        let sql = format!("FROM (\n{text}\n) LIMIT 0");
+        let mut result = match sets(self.request, rows.as_ref(), true).into_iter().next() {
+            Some(set) if self.has_parameters() => self.prepare(&sql, set)?.stream(),
+            _ => {
+                let mut prepared = self.prepare_only(&sql)?;
+                for index in 1..=prepared.parameters() {
+                    prepared.bind_null(index).map_err(|error| self.duck(&error))?;
+                }
+                prepared.stream()
+            }
+        }
+        .map_err(|error| self.duck(&error))?;
+        // SAFETY: the result is valid and stays ours.
+        let columns = unsafe { Columns::of_result(result.raw()) };
+        while result.next_chunk().map_err(|error| self.duck(&error))?.is_some() {}
+        Ok(columns)
+    }
+
     /// As `prepare`, but the parameters of the last statement stay open.
     fn prepare_only(&mut self, text: &str) -> Result<Prepared, Failure> {
         let mut extracted = self.kept.connection.extract(text).map_err(|error| self.duck(&error))?;
@@ -86,19 +115,15 @@ fn columns(prepared: &Prepared) -> (Columns, bool) {
 }
 
 /// Names and types of the parameters.
-fn parameters(prepared: &Prepared) -> (Columns, bool) {
-    let mut exact = true;
+fn parameters(prepared: &Prepared) -> Columns {
     // SAFETY: as above.
     let parameters = unsafe {
         (1..=prepared.parameters()).map(|i| {
             let name = take_string(ffi::duckdb_parameter_name(prepared.raw(), i).cast_mut());
-            let (ty, known) = known_type(ffi::duckdb_param_logical_type(prepared.raw(), i));
-            exact &= known;
-            (name, ty)
+            (name, known_type(ffi::duckdb_param_logical_type(prepared.raw(), i)).0)
         })
     };
-    let parameters = parameters.collect();
-    (Columns::new(parameters), exact)
+    Columns::new(parameters.collect())
 }
 
 /// A type, or text where DuckDB does not know it yet.

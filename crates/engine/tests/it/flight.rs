@@ -131,8 +131,14 @@ async fn a_description_tells_columns_and_parameters_and_runs_nothing() {
     assert_eq!(schema(&write["parameters"]).field(0).data_type(), &arrow_schema::DataType::Int32);
     assert_eq!(describe("DROP TABLE t").await["kind"], "ddl");
     assert_eq!(describe("INSERT INTO t VALUES (1, 2); SELECT 1").await["kind"], "write");
+    served.rows("INSERT INTO t VALUES (1, 2)").await;
     assert_eq!(describe("PIVOT t ON i USING sum(d)").await["kind"], "read");
+    served.rows("DELETE FROM t").await;
     assert_eq!(describe("SELECT ? AS x").await["exact"], false);
+    let body = json!({ "sql": "SELECT $1 AS x, $2 AS y", "params_arrow": params(vec![Some(1)], vec![Some("a")]) });
+    let known = served.send("POST", "/describe", body.to_string().into(), &[]).await.json();
+    assert_eq!(known["exact"], true);
+    assert_eq!(schema(&known["schema"]).field(0).data_type(), &arrow_schema::DataType::Int64);
     assert_eq!(served.rows("SELECT count(*) FROM t").await, json!([[0]]), "nothing ran");
     let unknown = served.send("POST", "/describe", json!({ "sql": "FROM nowhere" }).to_string().into(), &[]).await;
     assert_eq!(unknown.json()["code"], "sql");
