@@ -90,11 +90,11 @@ impl Admin {
 
     /// The principal of a request's bearer token.
     pub fn authenticate(&self, headers: &HeaderMap, state: &State) -> Result<Principal, ApiError> {
-        let unknown = || {
-            ApiError::new(Code::Unauthenticated, "a valid bearer token is needed")
-                .hint("send `Authorization: Bearer TOKEN`")
-        };
-        let token = bearer(headers).ok_or_else(unknown)?;
+        self.holder(bearer(headers).ok_or_else(unknown)?, state)
+    }
+
+    /// Whoever holds the token.
+    pub fn holder(&self, token: &str, state: &State) -> Result<Principal, ApiError> {
         let hash = blake3::hash(token.as_bytes());
         // blake3::Hash compares in constant time.
         if hash == self.hash {
@@ -107,6 +107,11 @@ impl Admin {
         }
         Ok(Principal { id: id.to_owned(), tenant: entry.tenant.clone(), role: entry.role })
     }
+}
+
+/// Why a request without a known token is refused.
+pub fn unknown() -> ApiError {
+    ApiError::new(Code::Unauthenticated, "a valid bearer token is needed").hint("send `Authorization: Bearer TOKEN`")
 }
 
 /// A new token: its id, its text (shown once), and what the control store keeps.

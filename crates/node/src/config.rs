@@ -58,6 +58,8 @@ pub struct Config {
     pub buckets: BucketTemplates,
     /// The admin token, if it was given.
     pub admin_token: Option<String>,
+    /// Mixed into the key of tickets.
+    pub master_key: Option<String>,
     /// Limits of every engine.
     pub engine: EngineLimits,
     /// When marts are checkpointed.
@@ -164,6 +166,7 @@ impl Config {
             control,
             buckets,
             admin_token: layers.optional("admin_token"),
+            master_key: layers.optional("master_key"),
             engine: engine(layers)?,
             checkpoints: Checkpoints {
                 wal_bytes: layers.bytes("checkpoint_wal")?,

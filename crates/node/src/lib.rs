@@ -1,7 +1,7 @@
 //! The node: one process that routes tenants' requests to the engines of their marts, keeps every mart's replica in object
 //! storage, and speaks S3 to the engines. It never decodes a result and never opens a mart's files with DuckDB.
 //!
-//! Dependencies point one way: `cli`, `http` → `app`, `running` → `auth`, `control`, `router` → `marts` → `replicator` → `watcher` → `supervisor` →
+//! Dependencies point one way: `cli`, `http`, `flight` → `app`, `running` → `auth`, `control`, `router` → `marts` → `replicator` → `watcher` → `supervisor` →
 //! `engine_client`; `stores`, `cluster` and `gateway` stand beside them.
 
 pub mod app;
@@ -14,6 +14,7 @@ pub mod config;
 pub mod control;
 pub mod engine_client;
 pub mod error;
+pub mod flight;
 pub mod followers;
 pub mod gateway;
 pub mod http;

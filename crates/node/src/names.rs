@@ -109,6 +109,16 @@ impl fmt::Display for MartId {
     }
 }
 
+impl FromStr for MartId {
+    type Err = BadName;
+
+    /// `TENANT/MART`.
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        let (tenant, mart) = text.split_once('/').ok_or(BadName { what: "`TENANT/MART`" })?;
+        Ok(Self { tenant: tenant.parse()?, mart: mart.parse()? })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -70,6 +70,11 @@ impl Running {
         live.engine.client().ask(request).await.map_err(|_| unknown())
     }
 
+    /// Whether a query has that id now.
+    pub(crate) fn is_running(&self, id: Uuid) -> bool {
+        self.lock().contains_key(&id)
+    }
+
     fn get(&self, id: Uuid) -> Option<Owned> {
         self.lock().get(&id).cloned()
     }

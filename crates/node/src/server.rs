@@ -26,6 +26,7 @@ use crate::auth::Admin;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::control::Control;
+use crate::flight::{self, Flight};
 use crate::followers::Followers;
 use crate::gateway::Gateway;
 use crate::http::{metrics_routes, routes};
@@ -197,6 +198,11 @@ impl Server {
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.watch_progress(cancel).await }
         });
+        let flight = Flight::new(app.clone());
+        let serving = tokio::spawn({
+            let (flight, cancel) = (flight.clone(), background.clone());
+            async move { flight.tend(cancel).await }
+        });
         let telling = metrics.map(|listener| {
             let stopped = background.clone().cancelled_owned();
             let served = axum::serve(listener, metrics_routes(app.clone())).with_graceful_shutdown(stopped);
@@ -212,15 +218,24 @@ impl Server {
         });
         let publishing =
             app.config.publish.clone().map(|id| tokio::spawn(publish_dev(app.clone(), id, background.clone())));
-        accept(listener, app.clone(), stop).await;
+        accept(listener, app.clone(), flight, stop).await;
         app.ready.store(false, Ordering::Relaxed);
         background.cancel();
         app.marts.shutdown().await;
         app.marts.ground().gateway.shutdown().await;
         last_beat.cancel();
-        for task in [Some(polling), Some(tending), Some(keeping), Some(watching), telling, publishing, Some(beating)]
-            .into_iter()
-            .flatten()
+        for task in [
+            Some(polling),
+            Some(tending),
+            Some(keeping),
+            Some(watching),
+            Some(serving),
+            telling,
+            publishing,
+            Some(beating),
+        ]
+        .into_iter()
+        .flatten()
         {
             // A task that panicked has said so already.
             let _ = task.await;
@@ -230,8 +245,8 @@ impl Server {
 }
 
 /// Takes connections until `stop`; returns when their answers have ended, or after a while.
-async fn accept(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
-    let routes = routes(app.clone());
+async fn accept(listener: TcpListener, app: Arc<App>, flight: Arc<Flight>, stop: CancellationToken) {
+    let routes = routes(app.clone()).merge(flight::routes(flight));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
     let connections = GracefulShutdown::new();

@@ -76,6 +76,11 @@ pub const SETTINGS: &[Setting] = &[
         &["TARN_ADMIN_TOKEN"],
         "The node's admin token. Without it one is made at first start, printed once, and kept with mode 0600 in the state directory.",
     ),
+    secret(
+        "master_key",
+        &["TARN_MASTER_KEY"],
+        "A secret of the installation, any long random text, the same on all nodes: who reads only the control store then can't sign tickets. Changing it makes tickets and handles that are out void.",
+    ),
     value(
         "s3_endpoint",
         &["DUCKDB_S3_ENDPOINT"],

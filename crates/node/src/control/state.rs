@@ -17,6 +17,9 @@ pub struct State {
     pub tenants: BTreeMap<Tenant, TenantEntry>,
     /// Tokens by id.
     pub tokens: BTreeMap<String, TokenEntry>,
+    /// Hex of 32 random bytes, part of the key that signs Flight tickets; made when the first is signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket_key: Option<String>,
 }
 
 /// A tenant.

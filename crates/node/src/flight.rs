@@ -1,0 +1,115 @@
+//! Arrow Flight SQL, on the port of everything else: checks, translates and hands on, as `http` does for its paths.
+//!
+//! It never decodes a result. What clients carry (tickets, handles) is signed; what the node remembers for them (prepared statements,
+//! answers, sessions) is bounded, expires, and is bound to who asked.
+//!
+//! **Invariant:** a statement that may write runs once per call that runs it, never because a ticket is presented.
+
+mod actions;
+mod call;
+mod cancel;
+mod frames;
+mod get;
+mod held;
+mod ingest;
+mod metadata;
+mod options;
+mod paper;
+mod prepared;
+mod put;
+mod run;
+mod service;
+mod sessions;
+mod statements;
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_flight::flight_service_server::FlightServiceServer;
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
+use axum::routing::post;
+use http::HeaderValue;
+use http::header::SET_COOKIE;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::server::ConnectionId;
+
+/// A client's message at most: a batch of a bulk load, most likely. It is in memory as a whole.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// How often what is idle is forgotten.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// What the node's Flight clients have here.
+pub struct Flight {
+    app: Arc<App>,
+    sessions: sessions::Sessions,
+    statements: prepared::Statements,
+    held: held::HeldAnswers,
+    cancels: cancel::Cancels,
+}
+
+impl Flight {
+    /// Nobody has anything yet.
+    pub fn new(app: Arc<App>) -> Arc<Self> {
+        Arc::new(Self {
+            app,
+            sessions: sessions::Sessions::new(),
+            statements: prepared::Statements::default(),
+            held: held::HeldAnswers::default(),
+            cancels: cancel::Cancels::default(),
+        })
+    }
+
+    /// Forgets what is idle and closes what nobody uses any more, until cancelled.
+    pub async fn tend(&self, stop: CancellationToken) {
+        let forget = async {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                self.sessions.expire();
+                self.statements.expire();
+                self.held.expire();
+                self.cancels.expire();
+            }
+        };
+        tokio::select! {
+            () = forget => {}
+            () = self.close_ended() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn seal(&self) -> Result<paper::Seal, ApiError> {
+        paper::Seal::of(&self.app).await
+    }
+}
+
+/// The routes of the gRPC service.
+pub fn routes(flight: Arc<Flight>) -> Router {
+    let service = FlightServiceServer::new(service::Service(flight.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    Router::new()
+        .route("/arrow.flight.protocol.FlightService/DoGet", post(get::do_get))
+        .route_service("/arrow.flight.protocol.FlightService/{*call}", service)
+        .layer(from_fn(with_cookie))
+        .with_state(flight)
+}
+
+/// Gives clients that keep cookies one that names their place, so that it outlives their connection.
+async fn with_cookie(request: Request, next: Next) -> Response {
+    let place = request.extensions().get::<ConnectionId>().map(|connection| connection.id);
+    let has_one = call::cookie(request.headers()).is_some();
+    let mut response = next.run(request).await;
+    if let (Some(place), false) = (place, has_one)
+        && let Ok(cookie) = HeaderValue::from_str(&format!("{}={place}; Path=/; HttpOnly", call::SESSION))
+    {
+        response.headers_mut().append(SET_COOKIE, cookie);
+    }
+    response
+}

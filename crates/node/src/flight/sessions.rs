@@ -1,0 +1,497 @@
+//! Transactions and what else outlives a call: each place (a cookie, a handshake, a connection) has at most one session of the engine,
+//! made when a statement first needs one. Its transactions run there, so that temporary tables outlive them; a second transaction of
+//! the same place gets a session of its own.
+//!
+//! It knows no SQL but BEGIN, COMMIT and ROLLBACK.
+//!
+//! # Cancellation
+//! A session ends with its place: at `CloseSession`, when the connection closes, or by the engine when it is idle. What was open is
+//! rolled back. One whose answers are still being sent lives until they are.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use axum::response::Response;
+use engine::wire::{QueryRequest, SessionRequest};
+use http::{HeaderMap, Method};
+use serde::de::IgnoredAny;
+use tokio::sync::{OnceCell, mpsc};
+use uuid::Uuid;
+
+use super::Flight;
+use super::call::Call;
+use super::paper::Matter;
+use super::run::{Asked, told};
+use crate::error::{ApiError, Code};
+use crate::names::MartId;
+
+/// A place without a connection of its own is forgotten after so long; the engine has closed its session by then.
+const IDLE: Duration = Duration::from_secs(20 * 60);
+/// Places and transactions of one principal at once.
+const MOST: usize = 1024;
+/// Sessions that wait to be closed; beyond it they end when they are idle.
+const CLOSING: usize = 1024;
+
+/// Whose place, in which mart.
+type Key = (String, MartId, Uuid);
+
+/// All places of a node.
+pub(super) struct Sessions {
+    inner: Mutex<Inner>,
+    closing: mpsc::Sender<Ended>,
+    ended: Mutex<Option<mpsc::Receiver<Ended>>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    places: HashMap<Key, Arc<Seat>>,
+    transactions: HashMap<Uuid, Arc<Transaction>>,
+}
+
+/// A session that nobody uses any more.
+struct Ended {
+    call: Call,
+    session: Uuid,
+}
+
+/// Where a place's statements run.
+pub(super) struct Seat {
+    life: Mutex<Arc<Life>>,
+    /// The transaction that has it.
+    taken: Mutex<Option<Uuid>>,
+    used: Mutex<Instant>,
+    /// Ends with its connection, not by being idle.
+    bound: bool,
+}
+
+/// One session of an engine; closed when dropped.
+pub(super) struct Life {
+    id: Uuid,
+    made: OnceCell<()>,
+    call: Call,
+    closing: mpsc::Sender<Ended>,
+    closed: AtomicBool,
+}
+
+/// A transaction that a client began.
+pub(super) struct Transaction {
+    key: Key,
+    seat: Arc<Seat>,
+    /// The session in which it was begun; lost and found empty, it is begun anew.
+    begun: Mutex<Option<(Uuid, Arc<OnceCell<()>>)>>,
+    touched: AtomicBool,
+}
+
+/// Where a statement runs.
+#[derive(Clone)]
+pub(super) struct Used {
+    life: Arc<Life>,
+    transaction: Option<Arc<Transaction>>,
+}
+
+impl Used {
+    /// The session's id.
+    pub(super) fn id(&self) -> Uuid {
+        self.life.id
+    }
+
+    /// Something ran there: it can't be begun anew unnoticed.
+    pub(super) fn touch(&self) {
+        if let Some(transaction) = &self.transaction {
+            transaction.touched.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        if self.made.initialized() && !self.closed.load(Ordering::Relaxed) {
+            // If there are too many, the engine closes it when it has been idle.
+            let _ = self.closing.try_send(Ended { call: self.call.clone(), session: self.id });
+        }
+    }
+}
+
+impl Sessions {
+    pub(super) fn new() -> Self {
+        let (closing, ended) = mpsc::channel(CLOSING);
+        Self { inner: Mutex::default(), closing, ended: Mutex::new(Some(ended)) }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn life(&self, call: &Call) -> Arc<Life> {
+        Arc::new(Life {
+            id: Uuid::new_v4(),
+            made: OnceCell::new(),
+            call: call.clone(),
+            closing: self.closing.clone(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    fn seat(&self, call: &Call) -> Arc<Seat> {
+        Arc::new(Seat {
+            life: Mutex::new(self.life(call)),
+            taken: Mutex::default(),
+            used: Mutex::new(Instant::now()),
+            bound: call.place.closed.is_some(),
+        })
+    }
+
+    /// The place's seat, made if there is none; true if it is new.
+    fn place(&self, inner: &mut Inner, call: &Call) -> Result<(Arc<Seat>, bool), ApiError> {
+        let key = key(call);
+        if let Some(seat) = inner.places.get(&key) {
+            seat.touch();
+            return Ok((seat.clone(), false));
+        }
+        let own = inner.places.keys().filter(|(principal, ..)| *principal == key.0).count();
+        if own >= MOST {
+            return Err(ApiError::new(Code::Limited, "too many sessions of this principal are open")
+                .hint("close some, or let their connections end"));
+        }
+        let seat = self.seat(call);
+        inner.places.insert(key, seat.clone());
+        Ok((seat, true))
+    }
+
+    /// Forgets places that nobody has used for long.
+    pub(super) fn expire(&self) {
+        let mut inner = self.inner();
+        inner.places.retain(|_, seat| seat.bound || seat.idle_for() < IDLE);
+        inner.transactions.retain(|_, transaction| transaction.seat.bound || transaction.seat.idle_for() < IDLE);
+    }
+
+    /// Takes everything away from a place.
+    fn take(&self, key: &Key) -> Vec<Arc<Life>> {
+        let mut inner = self.inner();
+        let gone: Vec<_> = inner.transactions.extract_if(|_, transaction| transaction.key == *key).collect();
+        let mut lives: Vec<_> = gone.iter().map(|(_, transaction)| transaction.seat.life()).collect();
+        lives.extend(inner.places.remove(key).map(|seat| seat.life()));
+        lives
+    }
+}
+
+impl Seat {
+    fn life(&self) -> Arc<Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Option<Uuid>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touch(&self) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn idle_for(&self) -> Duration {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
+impl Flight {
+    /// Begins a transaction. The engine hears of it with the first statement.
+    pub(super) fn begin(self: &Arc<Self>, call: &Call) -> Result<Uuid, ApiError> {
+        if call.at.is_some() {
+            return Err(ApiError::new(Code::Invalid, "an earlier moment has no transactions"));
+        }
+        let id = Uuid::new_v4();
+        let new = {
+            let mut inner = self.sessions.inner();
+            let key = key(call);
+            if inner.transactions.values().filter(|transaction| transaction.key.0 == key.0).count() >= MOST {
+                return Err(ApiError::new(Code::Limited, "too many transactions of this principal are open")
+                    .hint("commit or roll some back"));
+            }
+            let (mut seat, new) = self.sessions.place(&mut inner, call)?;
+            if seat.taken().is_some() {
+                seat = self.sessions.seat(call);
+            }
+            *seat.taken() = Some(id);
+            let transaction = Transaction { key, seat, begun: Mutex::default(), touched: AtomicBool::new(false) };
+            inner.transactions.insert(id, Arc::new(transaction));
+            new
+        };
+        if new {
+            self.watch(call);
+        }
+        Ok(id)
+    }
+
+    /// Ends a transaction; what the answer tells of the commit.
+    pub(super) async fn end(&self, call: &Call, id: Uuid, commit: bool) -> Result<HeaderMap, ApiError> {
+        let transaction = {
+            let mut inner = self.sessions.inner();
+            let found =
+                inner.transactions.get(&id).filter(|found| found.belongs_to(call)).ok_or_else(no_transaction)?;
+            let found = found.clone();
+            inner.transactions.remove(&id);
+            found
+        };
+        let life = transaction.seat.life();
+        let begun = transaction.begun_in(life.id);
+        let unended = Unended { flight: self, call, seat: &transaction.seat, life: life.id };
+        let ended = match begun.initialized() {
+            false if transaction.touched.load(Ordering::Relaxed) && commit => Err(lost()),
+            false => Ok(HeaderMap::new()),
+            true => {
+                let sql = if commit { "COMMIT" } else { "ROLLBACK" };
+                let asked = Asked::query(Uuid::new_v4(), &in_session(sql, life.id), "application/json")?;
+                let answer = self.run(call, asked).await;
+                match answer {
+                    Ok(answer) => Ok(told(answer.headers())),
+                    // The session is gone, and what was open with it.
+                    Err(error) if error.code == Code::NotFound && !commit => Ok(HeaderMap::new()),
+                    Err(error) if error.code == Code::NotFound => Err(lost()),
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        *transaction.seat.taken() = None;
+        std::mem::forget(unended);
+        ended
+    }
+
+    /// Where a statement runs: in its transaction, in its place's session if there is one or the statement needs one, else anywhere.
+    pub(super) async fn session(
+        self: &Arc<Self>,
+        call: &Call,
+        transaction: Option<Uuid>,
+        needed: bool,
+    ) -> Result<Option<Used>, ApiError> {
+        if let Some(id) = transaction {
+            let found = self.sessions.inner().transactions.get(&id).cloned();
+            let found = found.filter(|found| found.belongs_to(call)).ok_or_else(no_transaction)?;
+            return self.within(call, found).await.map(Some);
+        }
+        let (seat, new) = {
+            let mut inner = self.sessions.inner();
+            match inner.places.get(&key(call)) {
+                Some(seat) if needed || (seat.taken().is_none() && seat.life().made.initialized()) => {
+                    (seat.clone(), false)
+                }
+                _ if needed => self.sessions.place(&mut inner, call)?,
+                _ => return Ok(None),
+            }
+        };
+        if call.at.is_some() {
+            return Err(ApiError::new(Code::Invalid, "an earlier moment has no sessions"));
+        }
+        if new {
+            self.watch(call);
+        }
+        seat.touch();
+        let life = seat.life();
+        self.make(&life).await?;
+        Ok(Some(Used { life, transaction: None }))
+    }
+
+    /// What the caller's session shows, for questions about the mart: with it its temporary tables and uncommitted ones.
+    pub(super) fn session_if_any(&self, call: &Call) -> Option<Used> {
+        let seat = self.sessions.inner().places.get(&key(call)).cloned()?;
+        let life = seat.life();
+        life.made.initialized().then_some(Used { life, transaction: None })
+    }
+
+    /// A transaction that the caller's place has open, for a statement whose own has ended.
+    pub(super) fn current_transaction(&self, call: &Call) -> Option<Uuid> {
+        let inner = self.sessions.inner();
+        let taken = *inner.places.get(&key(call))?.taken();
+        taken.filter(|id| inner.transactions.contains_key(id))
+    }
+
+    /// Whether a transaction is open.
+    pub(super) fn is_open(&self, call: &Call, id: Uuid) -> bool {
+        self.sessions.inner().transactions.get(&id).is_some_and(|found| found.belongs_to(call))
+    }
+
+    async fn within(&self, call: &Call, transaction: Arc<Transaction>) -> Result<Used, ApiError> {
+        transaction.seat.touch();
+        for again in [true, false] {
+            let life = transaction.seat.life();
+            self.make(&life).await?;
+            let used = Used { life, transaction: Some(transaction.clone()) };
+            let begin = || async {
+                let asked = Asked::query(Uuid::new_v4(), &in_session("BEGIN", used.id()), "application/json")?;
+                self.run_json::<IgnoredAny>(call, asked).await.map(|_| ())
+            };
+            match transaction.begun_in(used.id()).get_or_try_init(begin).await {
+                Ok(()) => return Ok(used),
+                // The session was idle for too long.
+                Err(error) if error.code == Code::NotFound && again => self.replace(call, &used).map(|_| ())?,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(lost())
+    }
+
+    async fn make(&self, life: &Life) -> Result<(), ApiError> {
+        let request = SessionRequest { id: life.id };
+        let make = || self.tell(&life.call, Method::POST, "/sessions", &request);
+        life.made.get_or_try_init(make).await.map(|_| ())
+    }
+
+    /// Runs a request where it belongs. A session that was lost with nothing in it is made anew.
+    pub(super) async fn run_at(
+        self: &Arc<Self>,
+        call: &Call,
+        transaction: Option<Uuid>,
+        needed: bool,
+        asked: impl Fn(Option<Uuid>) -> Result<Asked, ApiError>,
+    ) -> Result<(Response, Option<Used>), ApiError> {
+        for again in [true, false] {
+            let used = self.session(call, transaction, needed).await?;
+            let answer = self.run(call, asked(used.as_ref().map(Used::id))?).await;
+            match (answer, &used) {
+                (Err(error), Some(used)) if error.code == Code::NotFound && again => {
+                    if !self.replace(call, used)? {
+                        return Err(error);
+                    }
+                }
+                (answer, _) => {
+                    if let Some(used) = &used {
+                        used.touch();
+                    }
+                    return answer.map(|answer| (answer, used));
+                }
+            }
+        }
+        Err(lost())
+    }
+
+    /// A session was found gone: another takes its place. True if the statement may be tried again there, since nothing is lost.
+    pub(super) fn replace(&self, call: &Call, used: &Used) -> Result<bool, ApiError> {
+        used.life.closed.store(true, Ordering::Relaxed);
+        let seat = match &used.transaction {
+            Some(transaction) => Some(transaction.seat.clone()),
+            None => self.sessions.inner().places.get(&key(call)).cloned(),
+        };
+        let Some(seat) = seat else { return Ok(false) };
+        {
+            let mut life = seat.life.lock().unwrap_or_else(PoisonError::into_inner);
+            if life.id == used.life.id {
+                *life = self.sessions.life(call);
+            }
+        }
+        match &used.transaction {
+            Some(transaction) if transaction.touched.load(Ordering::Relaxed) => Err(lost()),
+            _ => Ok(true),
+        }
+    }
+
+    /// Rolls back and closes all that the caller's place has.
+    pub(super) async fn close(&self, call: &Call) {
+        for life in self.sessions.take(&key(call)) {
+            self.close_life(&life).await;
+        }
+        self.held.drop_place(call);
+    }
+
+    async fn close_life(&self, life: &Life) {
+        if life.made.initialized() && !life.closed.swap(true, Ordering::Relaxed) {
+            self.close_session(&life.call, life.id).await;
+        }
+    }
+
+    async fn close_session(&self, call: &Call, id: Uuid) {
+        if let Err(error) = self.tell(call, Method::DELETE, &format!("/sessions/{id}"), &()).await
+            && error.code != Code::NotFound
+        {
+            tracing::debug!(%error, "a session is left to expire");
+        }
+    }
+
+    /// Ends a place with its connection.
+    fn watch(self: &Arc<Self>, call: &Call) {
+        let Some(closed) = call.place.closed.clone() else { return };
+        let (flight, call): (Weak<Self>, _) = (Arc::downgrade(self), call.clone());
+        tokio::spawn(async move {
+            closed.cancelled().await;
+            if let Some(flight) = flight.upgrade() {
+                flight.close(&call).await;
+            }
+        });
+    }
+
+    /// Closes sessions that nobody uses any more; never returns.
+    pub(super) async fn close_ended(&self) {
+        let ended = self.sessions.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut ended) = ended else { return std::future::pending().await };
+        while let Some(Ended { call, session }) = ended.recv().await {
+            self.close_session(&call, session).await;
+        }
+    }
+}
+
+/// A transaction whose end was not waited for: its session may be in it still, so its seat gets another.
+struct Unended<'a> {
+    flight: &'a Flight,
+    call: &'a Call,
+    seat: &'a Seat,
+    life: Uuid,
+}
+
+impl Drop for Unended<'_> {
+    fn drop(&mut self) {
+        let mut life = self.seat.life.lock().unwrap_or_else(PoisonError::into_inner);
+        if life.id == self.life {
+            *life = self.flight.sessions.life(self.call);
+        }
+        drop(life);
+        *self.seat.taken() = None;
+    }
+}
+
+impl Transaction {
+    fn belongs_to(&self, call: &Call) -> bool {
+        self.key.0 == call.principal.id && self.key.1 == call.mart
+    }
+
+    /// Whether it was begun in that session.
+    fn begun_in(&self, life: Uuid) -> Arc<OnceCell<()>> {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*begun {
+            Some((id, cell)) if *id == life => cell.clone(),
+            _ => {
+                let cell = Arc::new(OnceCell::new());
+                *begun = Some((life, cell.clone()));
+                cell
+            }
+        }
+    }
+}
+
+/// The transaction that a client's id names.
+pub(super) fn transaction_of(matter: Matter) -> Result<Uuid, ApiError> {
+    match matter {
+        Matter::Transaction(id) => Ok(id),
+        _ => Err(super::paper::garbled()),
+    }
+}
+
+/// A statement on a session.
+pub(super) fn in_session(sql: &str, session: Uuid) -> QueryRequest {
+    QueryRequest { sql: sql.to_owned(), session: Some(session), ..Default::default() }
+}
+
+fn key(call: &Call) -> Key {
+    (call.principal.id.clone(), call.mart.clone(), call.place.id)
+}
+
+fn no_transaction() -> ApiError {
+    ApiError::new(Code::NotFound, "no such transaction")
+        .hint("it has ended, or was rolled back when its session was idle or its connection closed")
+}
+
+fn lost() -> ApiError {
+    let mut error = ApiError::new(Code::Conflict, "the transaction was rolled back, since its session has ended")
+        .hint("begin it again: it was idle for too long, or the mart's engine restarted");
+    error.retryable = true;
+    error
+}
