@@ -8,6 +8,7 @@
 mod actions;
 mod call;
 mod cancel;
+mod forward;
 mod frames;
 mod get;
 mod held;
@@ -22,6 +23,7 @@ mod service;
 mod sessions;
 mod statements;
 mod status;
+pub mod untrusted;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +31,7 @@ use std::time::Duration;
 use arrow_flight::flight_service_server::FlightServiceServer;
 use axum::Router;
 use axum::extract::Request;
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::post;
 use http::HeaderValue;
@@ -97,6 +99,7 @@ pub fn routes(flight: Arc<Flight>) -> Router {
     Router::new()
         .route("/arrow.flight.protocol.FlightService/DoGet", post(get::do_get))
         .route_service("/arrow.flight.protocol.FlightService/{*call}", service)
+        .layer(from_fn_with_state(forward::Forwarder::new(flight.clone()), forward::to_its_node))
         .layer(from_fn(with_cookie))
         .with_state(flight)
 }

@@ -46,6 +46,17 @@ use crate::verify::Verifier;
 const DRAIN: Duration = Duration::from_secs(20);
 /// A client has this long to send the head of its next request; an idle connection is closed after it.
 const HEAD_DEADLINE: Duration = Duration::from_secs(120);
+/// What a client may send of one upload before the node has taken it: enough that it never waits on a fast network, little enough
+/// that many uploads to a busy mart stay small.
+const UPLOAD_WINDOW: u32 = 2 << 20;
+/// The same of all uploads of one connection.
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Larger frames from clients mean fewer of them to take apart; how large ours are is the client's to say.
+const MAX_FRAME: u32 = 1 << 20;
+/// What is taken from an engine ahead of a client that reads slowly, besides the piece that was being taken.
+const SEND_BUFFER: usize = 512 << 10;
+/// A client that does not answer a ping for so long is gone: its session and queries end.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Whoever may list it may read every tenant's data.
 const PRIVATE: u32 = 0o700;
 const ADDRESS_FILE: &str = "address";
@@ -249,6 +260,15 @@ async fn accept(listener: TcpListener, app: Arc<App>, flight: Arc<Flight>, stop:
     let routes = routes(app.clone()).merge(flight::routes(flight));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(UPLOAD_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .keep_alive_timeout(KEEP_ALIVE);
     let connections = GracefulShutdown::new();
     loop {
         let stream: TcpStream = tokio::select! {

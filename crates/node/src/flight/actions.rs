@@ -110,6 +110,20 @@ pub(super) fn unimplemented(action: &str) -> Option<&'static str> {
     })
 }
 
+/// Whether an action's body can be read.
+pub(super) fn is_whole(action: &Action) -> bool {
+    let body = &action.body;
+    match action.r#type.as_str() {
+        "CreatePreparedStatement" => packed::<ActionCreatePreparedStatementRequest>(body).is_ok(),
+        "ClosePreparedStatement" => packed::<ActionClosePreparedStatementRequest>(body).is_ok(),
+        "EndTransaction" => packed::<ActionEndTransactionRequest>(body).is_ok(),
+        "CancelQuery" => {
+            packed::<ActionCancelQueryRequest>(body).is_ok_and(|query| FlightInfo::decode(&*query.info).is_ok())
+        }
+        _ => false,
+    }
+}
+
 fn missing(action: &str) -> ApiError {
     let shown: String = action.chars().filter(|c| c.is_ascii_graphic()).take(60).collect();
     ApiError::new(Code::Invalid, format!("no action `{shown}`")).hint("ListActions tells which there are")

@@ -111,6 +111,23 @@ impl Seal {
         Self(*material.finalize().as_bytes())
     }
 
+    /// A key that everybody knows.
+    pub(super) fn for_tests() -> Self {
+        Self::new("", None)
+    }
+
+    /// Whether it was written with this key.
+    pub(super) fn opens(&self, bytes: &[u8]) -> bool {
+        self.open(bytes).is_some()
+    }
+
+    /// A paper about nothing that there is.
+    pub(super) fn sample(&self) -> Bytes {
+        let matter = Matter::Held(Uuid::nil());
+        let paper = Paper { principal: "nobody".into(), mart: "no/where".into(), until_us: Some(0), matter };
+        self.signed(&serde_json::to_vec(&paper).unwrap_or_default())
+    }
+
     /// A ticket for whoever makes the call.
     pub(super) fn ticket(&self, call: &Call, matter: Matter) -> Result<Bytes, ApiError> {
         self.write(call, matter, Some(clock::now_us() + TICKET_US))
@@ -124,11 +141,15 @@ impl Seal {
     fn write(&self, call: &Call, matter: Matter, until_us: Option<i64>) -> Result<Bytes, ApiError> {
         let paper = Paper { principal: call.principal.id.clone(), mart: call.mart.to_string(), until_us, matter };
         let json = serde_json::to_vec(&paper).map_err(|error| ApiError::internal("a ticket is JSON", error))?;
+        Ok(self.signed(&json))
+    }
+
+    fn signed(&self, json: &[u8]) -> Bytes {
         let mut bytes = Vec::with_capacity(1 + MAC_BYTES + json.len());
         bytes.push(VERSION);
-        bytes.extend_from_slice(blake3::keyed_hash(&self.0, &json).as_bytes());
-        bytes.extend_from_slice(&json);
-        Ok(bytes.into())
+        bytes.extend_from_slice(blake3::keyed_hash(&self.0, json).as_bytes());
+        bytes.extend_from_slice(json);
+        bytes.into()
     }
 
     /// What a paper is about, and the call as one about the paper's mart.
@@ -168,10 +189,7 @@ mod tests {
         let seal = Seal::new("a", None);
         let paper =
             Paper { principal: "p".into(), mart: "t/m".into(), until_us: None, matter: Matter::Held(Uuid::nil()) };
-        let json = serde_json::to_vec(&paper).expect("a paper is JSON");
-        let mut bytes = vec![VERSION];
-        bytes.extend_from_slice(blake3::keyed_hash(&seal.0, &json).as_bytes());
-        bytes.extend_from_slice(&json);
+        let bytes = seal.signed(&serde_json::to_vec(&paper).expect("a paper is JSON")).to_vec();
         assert!(seal.open(&bytes).is_some());
         for at in 0..bytes.len() {
             let mut wrong = bytes.clone();

@@ -5,6 +5,7 @@ mod bad_input;
 mod checkpoints;
 mod cli;
 mod durability;
+mod flight;
 mod gateway;
 mod history;
 mod kills;

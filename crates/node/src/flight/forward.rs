@@ -1,0 +1,147 @@
+//! Calls about a mart that another, living node serves: sent on as they come, answered as that node answers, streams and trailers
+//! included.
+//!
+//! Nothing is looked into but metadata. A call is sent on once. What a client has open there ends with its connection here.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::header::HOST;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use uuid::Uuid;
+
+use super::Flight;
+use super::call::{Call, SESSION};
+use super::frames::framed;
+use super::status::refusal;
+use crate::cluster::Elsewhere;
+use crate::error::{ApiError, Code, Outcome};
+
+/// Marks a call that a node has sent on.
+const FORWARDED: HeaderName = HeaderName::from_static("tarn-forwarded");
+const CONNECT: Duration = Duration::from_secs(5);
+/// What another node may send of one answer before it was taken here.
+const WINDOW: u32 = 1 << 20;
+const ACTION: &str = "/arrow.flight.protocol.FlightService/DoAction";
+
+/// Connections to other nodes.
+#[derive(Clone)]
+pub(super) struct Forwarder {
+    flight: Arc<Flight>,
+    client: Client<HttpConnector, Body>,
+    /// Connections of clients whose end another node is told of.
+    watched: Arc<Mutex<HashSet<(Uuid, Authority)>>>,
+}
+
+impl Forwarder {
+    pub(super) fn new(flight: Arc<Flight>) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT));
+        let client = Client::builder(TokioExecutor::new())
+            .http2_only(true)
+            .http2_initial_stream_window_size(WINDOW)
+            .http2_initial_connection_window_size(16 * WINDOW)
+            .build(connector);
+        Self { flight, client, watched: Arc::default() }
+    }
+
+    async fn send(&self, mut request: Request, call: Call, place: &Elsewhere, to: Authority) -> Response {
+        *request.uri_mut() = address(&to, request.uri().path_and_query().cloned());
+        *request.version_mut() = Version::HTTP_2;
+        // Over there the connection is ours, and of many clients.
+        name_place(request.headers_mut(), &call);
+        self.watch(request.headers(), &call, &to);
+        match self.client.request(request).await {
+            Ok(response) => response.map(Body::new),
+            // Nothing was sent.
+            Err(error) if error.is_connect() => refusal(place.refusal()),
+            Err(error) => {
+                tracing::warn!(%error, "a call that was sent on got no answer");
+                refusal(
+                    ApiError::new(Code::Unavailable, "the node that serves this mart went away with the call")
+                        .hint("look whether the change is there before you send it again")
+                        .outcome(Outcome::Unknown),
+                )
+            }
+        }
+    }
+
+    /// Closes the client's session over there when its connection ends.
+    fn watch(&self, headers: &HeaderMap, call: &Call, to: &Authority) {
+        let Some(closed) = call.place.closed.clone() else { return };
+        let key = (call.place.id, to.clone());
+        if !self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
+            return;
+        }
+        let mut request = Request::new(Body::from(framed(&arrow_flight::Action::new("CloseSession", Vec::new()))));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = address(to, Some(PathAndQuery::from_static(ACTION)));
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = headers.clone();
+        request.headers_mut().remove("grpc-timeout");
+        let this = self.clone();
+        tokio::spawn(async move {
+            closed.cancelled().await;
+            this.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            // If it does not arrive, the session ends when it is idle.
+            let _ = this.client.request(request).await;
+        });
+    }
+}
+
+/// Sends a call on if another node serves its mart and says where it is reached; else it is answered here.
+pub(super) async fn to_its_node(State(forwarder): State<Forwarder>, request: Request, next: Next) -> Response {
+    let call = call_of(&forwarder.flight, &request);
+    if let Some(call) = call
+        && let Some((place, to)) = elsewhere(&forwarder.flight, &call).await
+    {
+        return forwarder.send(request, call, &place, to).await;
+    }
+    next.run(request).await
+}
+
+/// The call, if it may be sent on. What is wrong with it is left to be said here.
+fn call_of(flight: &Flight, request: &Request) -> Option<Call> {
+    if request.headers().contains_key(FORWARDED) || request.uri().path().ends_with("/Handshake") {
+        return None;
+    }
+    Call::of(&flight.app, request.headers(), request.extensions()).ok()
+}
+
+/// Where the mart is served.
+async fn elsewhere(flight: &Flight, call: &Call) -> Option<(Elsewhere, Authority)> {
+    let mart = flight.app.mart(&call.mart).await.ok()?;
+    // It may be about to be opened here.
+    let _ = mart.live().await;
+    let place = mart.elsewhere()?;
+    let to = place.advertise.as_ref()?.parse().ok()?;
+    Some((place, to))
+}
+
+fn name_place(headers: &mut HeaderMap, call: &Call) {
+    headers.remove(HOST);
+    headers.insert(FORWARDED, HeaderValue::from_static("1"));
+    if call.place.closed.is_some()
+        && let Ok(place) = HeaderValue::from_str(&call.place.id.to_string())
+    {
+        headers.insert(SESSION, place);
+    }
+}
+
+fn address(to: &Authority, path: Option<PathAndQuery>) -> Uri {
+    let mut uri = Uri::default().into_parts();
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority = Some(to.clone());
+    uri.path_and_query = Some(path.unwrap_or(PathAndQuery::from_static("/")));
+    Uri::from_parts(uri).expect("a scheme, a host and a path are a whole address")
+}
