@@ -109,6 +109,8 @@ impl Launch<'_> {
             lock_fd: Some(lock_fd),
             max_queries: self.limits.max_queries,
             deaf_ms: DEAF_MS,
+            session_idle_ms: 900_000,
+            transaction_idle_ms: 60_000,
         })
     }
 }
