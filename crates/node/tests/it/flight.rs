@@ -27,6 +27,8 @@ async fn count(server: &TestServer, sql: &str) -> i64 {
 
 /// A token of the tenant `default`.
 async fn token(server: &TestServer, role: &str) -> String {
+    // It is made with its mart, when that is asked for.
+    server.query("SELECT 1").await.rows();
     let body = json!({"tenant": "default", "role": role, "name": "test"});
     let answer = server.send(server.request(Method::POST, "/v1/tokens").json(&body)).await;
     answer.body["token"].as_str().expect("a token").to_owned()

@@ -148,7 +148,10 @@ async fn described(flight: &Arc<Flight>, call: &Call, row: &Row, columns: &Colum
 /// A field with the words that Flight SQL has for columns.
 fn annotated(field: &Field, [catalog, schema, table]: &[String; 3], column: &Row) -> Field {
     let mut words = field.metadata().clone();
-    let number = |at: usize| column.get(at).and_then(Value::as_i64).map(|number| number.to_string());
+    // Elsewhere DuckDB counts bits.
+    let is_decimal = text(column, 4).starts_with("DECIMAL");
+    let number =
+        |at: usize| column.get(at).and_then(Value::as_i64).filter(|_| is_decimal).map(|number| number.to_string());
     let told = [
         ("CATALOG_NAME", Some(catalog.clone())),
         ("SCHEMA_NAME", Some(schema.clone())),
