@@ -17,7 +17,6 @@ mod tokens;
 mod verify;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::body::Body;
@@ -26,50 +25,22 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::HeaderMap;
 use http::request::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::auth::{Admin, Principal};
-use crate::clock;
-use crate::config::Config;
-use crate::control::{Control, MartEntry, TenantEntry};
+use crate::auth::Principal;
 use crate::error::{ApiError, Code};
-use crate::followers::Followers;
-use crate::marts::{Marts, OpenMart};
-use crate::metrics::Metrics;
 use crate::names::{Mart, MartId, Tenant};
-use crate::past::Past;
-use crate::verify::Verifier;
 
 /// Bodies of requests other than table loads; SQL itself is limited to 256 KB by the engine, parameters may be long.
 const MAX_BODY_BYTES: usize = 16 << 20;
 
-/// The node's parts, as handlers see them.
-pub struct App {
-    /// Settings.
-    pub config: Config,
-    /// Tenants, marts, tokens.
-    pub control: Control,
-    /// The admin token.
-    pub admin: Admin,
-    /// Open marts.
-    pub marts: Marts,
-    /// Queries that can be cancelled.
-    pub running: Running,
-    /// Engines on earlier moments.
-    pub followers: Followers,
-    /// Reads replicas back.
-    pub verifier: Verifier,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// False once the node shuts down.
-    pub ready: AtomicBool,
-}
-
+pub use crate::app::App;
+pub use crate::running::Running;
 pub use metrics::open_routes as metrics_routes;
-pub use running::Running;
+
+use crate::app::{no_tenant, not_found};
 
 type Shared = Arc<App>;
 
@@ -130,113 +101,6 @@ async fn with_request_id(request: Request, next: Next) -> Response {
         *response.body_mut() = Body::from(bytes);
     }
     response
-}
-
-impl App {
-    /// Who asks.
-    fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
-        self.admin.authenticate(headers, &self.control.state())
-    }
-
-    /// The mart, open. The dev mart is made when it is asked for and not there.
-    pub async fn mart(&self, id: &MartId) -> Result<Arc<OpenMart>, ApiError> {
-        if !self.ready.load(Ordering::Relaxed) {
-            return Err(ApiError::new(Code::Unavailable, "the server is shutting down").hint("try again in a moment"));
-        }
-        let known = self.control.state().mart(id).map(|entry| entry.incarnation);
-        let incarnation = match known {
-            Some(incarnation) => incarnation,
-            None if self.is_dev(id) => match self.create_mart(id, true).await {
-                Ok(entry) => entry.incarnation,
-                // Somebody else was faster.
-                Err(error) if error.code == Code::Conflict => self.incarnation(id)?,
-                Err(error) => return Err(error),
-            },
-            None => {
-                // Another node may have made it just now.
-                self.control.refresh().await?;
-                self.incarnation(id)?
-            }
-        };
-        self.marts.open(id, incarnation)
-    }
-
-    /// Which life of the mart there is; it may not have been used since it was made elsewhere.
-    pub async fn known(&self, id: &MartId) -> Result<uuid::Uuid, ApiError> {
-        if self.control.state().mart(id).is_none() {
-            self.control.refresh().await?;
-        }
-        self.incarnation(id)
-    }
-
-    /// One look at a mart's history.
-    pub(crate) async fn past(&self, id: &MartId) -> Result<Past, ApiError> {
-        Past::of(self.marts.ground(), id, self.known(id).await?).await
-    }
-
-    fn incarnation(&self, id: &MartId) -> Result<uuid::Uuid, ApiError> {
-        self.control.state().mart(id).map(|entry| entry.incarnation).ok_or_else(|| not_found(id))
-    }
-
-    /// Makes a mart: its log first, so that a mart that is known always has one.
-    pub async fn create_mart(&self, id: &MartId, with_tenant: bool) -> Result<MartEntry, ApiError> {
-        let entry = MartEntry { incarnation: uuid::Uuid::new_v4(), created_us: clock::now_us(), ancestors: Vec::new() };
-        let ground = self.marts.ground();
-        let replica = ground.replica(id, entry.incarnation)?;
-        // Refused names must not leave a log behind.
-        self.may_create(id, with_tenant)?;
-        replica.create(&ground.cluster.name().to_string()).await.map_err(|error| {
-            tracing::warn!(mart = %id, %error, "a new mart's log can't be started");
-            ApiError::new(Code::Unavailable, "the tenant's bucket can't be written").hint("`tarn doctor` checks it")
-        })?;
-        self.add_mart(id, entry.clone(), with_tenant).await?;
-        Ok(entry)
-    }
-
-    /// Makes a mart known whose log is there.
-    async fn add_mart(&self, id: &MartId, entry: MartEntry, with_tenant: bool) -> Result<(), ApiError> {
-        self.control
-            .change(|state| {
-                let tenant = match state.tenants.get_mut(&id.tenant) {
-                    Some(tenant) => tenant,
-                    None if with_tenant => state
-                        .tenants
-                        .entry(id.tenant.clone())
-                        .or_insert(TenantEntry { created_us: entry.created_us, marts: Default::default() }),
-                    None => return Err(no_tenant(&id.tenant)),
-                };
-                if tenant.marts.contains_key(&id.mart) {
-                    return Err(ApiError::new(Code::Conflict, format!("mart `{}` exists already", id.mart)));
-                }
-                tenant.marts.insert(id.mart.clone(), entry.clone());
-                Ok(())
-            })
-            .await
-    }
-
-    fn may_create(&self, id: &MartId, with_tenant: bool) -> Result<(), ApiError> {
-        let state = self.control.state();
-        if state.mart(id).is_some() {
-            return Err(ApiError::new(Code::Conflict, format!("mart `{}` exists already", id.mart)));
-        }
-        if !with_tenant && !state.tenants.contains_key(&id.tenant) {
-            return Err(no_tenant(&id.tenant));
-        }
-        Ok(())
-    }
-
-    fn is_dev(&self, id: &MartId) -> bool {
-        self.config.publish.as_ref() == Some(id) || (id.tenant.as_str() == "default" && id.mart.as_str() == "dev")
-    }
-}
-
-fn not_found(id: &MartId) -> ApiError {
-    ApiError::new(Code::NotFound, format!("mart `{}` not found", id.mart)).hint("`tarn mart list` shows yours")
-}
-
-fn no_tenant(tenant: &Tenant) -> ApiError {
-    ApiError::new(Code::NotFound, format!("tenant `{tenant}` not found"))
-        .hint("an administrator makes it with POST /v1/tenants")
 }
 
 /// An authenticated principal.

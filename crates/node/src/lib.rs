@@ -1,9 +1,10 @@
 //! The node: one process that routes tenants' requests to the engines of their marts, keeps every mart's replica in object
 //! storage, and speaks S3 to the engines. It never decodes a result and never opens a mart's files with DuckDB.
 //!
-//! Dependencies point one way: `cli`, `http` → `auth`, `control`, `router` → `marts` → `replicator` → `watcher` → `supervisor` →
+//! Dependencies point one way: `cli`, `http` → `app`, `running` → `auth`, `control`, `router` → `marts` → `replicator` → `watcher` → `supervisor` →
 //! `engine_client`; `stores`, `cluster` and `gateway` stand beside them.
 
+pub mod app;
 pub mod archive;
 pub mod auth;
 pub mod cli;
@@ -25,6 +26,7 @@ pub mod pins;
 pub mod publish;
 pub mod replicator;
 pub mod router;
+pub mod running;
 pub mod scratch;
 pub mod server;
 pub mod stores;

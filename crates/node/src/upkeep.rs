@@ -8,9 +8,9 @@ use std::time::Duration;
 use replica::names::Names;
 use tokio_util::sync::CancellationToken;
 
+use crate::app::App;
 use crate::clock;
 use crate::error::ApiError;
-use crate::http::App;
 use crate::names::MartId;
 use crate::orders::{Order, Swap, give};
 use crate::verify::Task;
