@@ -17,6 +17,7 @@ pub mod error;
 pub mod followers;
 pub mod gateway;
 pub mod http;
+pub mod jobs;
 pub mod marts;
 pub mod metrics;
 pub mod names;
