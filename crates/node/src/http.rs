@@ -152,7 +152,7 @@ async fn read_body(body: Body) -> Result<Bytes, ApiError> {
             std::error::Error::source(&error).is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
         if too_large {
             ApiError::new(Code::TooLarge, format!("the body is over {MAX_BODY_BYTES} bytes"))
-                .hint("load data from `s3://` instead of sending it in SQL")
+                .hint("load data with `PUT …/tables/{schema}/{table}` or from `s3://`")
         } else {
             ApiError::new(Code::Invalid, "the body ended before it was whole")
         }

@@ -1,6 +1,7 @@
 //! The node as its users meet it: the real binary, real stores, real engines.
 
 mod admin;
+mod async_queries;
 mod bad_input;
 mod checkpoints;
 mod cli;
@@ -8,6 +9,7 @@ mod durability;
 mod gateway;
 mod history;
 mod kills;
+mod loads;
 mod loss;
 mod model;
 mod orphans;
@@ -17,6 +19,7 @@ mod published;
 mod recovery;
 mod seaweed;
 mod server;
+mod sessions;
 mod stops;
 mod stores;
 mod streams;
