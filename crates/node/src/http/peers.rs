@@ -1,7 +1,8 @@
 //! Queries that another node runs: asked about at any node, found by asking the others.
 //!
-//! A query's id does not say where it runs, so a node that does not know it asks each node that gives signs of life. **Invariant:** no
-//! node says that a query does not exist while another one, which may have it, could not be asked.
+//! A query's id does not say where it runs, so a node that does not know it asks each node that gives signs of life and says where it is
+//! reached. (To one that does not say so, no request is ever sent on: its queries are those that it took itself.) **Invariant:** no node
+//! says that a query does not exist while another one, which may have it, could not be asked.
 
 use std::collections::HashMap;
 
@@ -50,10 +51,7 @@ async fn elsewhere(forwarder: &Forwarder, parts: &Parts) -> Result<Option<Respon
     })?;
     let mut all_answered = true;
     for place in others {
-        let Some(to) = place.advertise.as_ref().and_then(|text| text.parse().ok()) else {
-            all_answered = false;
-            continue;
-        };
+        let Some(to) = place.advertise.as_ref().and_then(|text| text.parse().ok()) else { continue };
         let mut copy = Request::new(Body::empty());
         *copy.method_mut() = parts.method.clone();
         *copy.uri_mut() = parts.uri.clone();

@@ -190,9 +190,18 @@ pub(super) fn keep_body(checked: &Checked, session: Uuid) -> Result<Bytes, ApiEr
     serde_json::to_vec(&body).map(Into::into).map_err(|error| ApiError::internal("a body does not serialise", error))
 }
 
-/// Whether it is one statement that is proved to read.
+/// What begins a statement that tells of the catalog, or stands in one. Kept rows are in the catalog themselves, and would be told of.
+const CATALOG: [&str; 5] = ["information_schema", "duckdb_", "pg_", "sqlite_", "pragma_"];
+
+/// Whether it is one statement that is proved to read, and to read data.
 pub(super) fn is_lone_read(sql: &str) -> bool {
-    engine::sql::split(sql).is_ok_and(|statements| matches!(statements.as_slice(), [one] if one.kind == Kind::Read))
+    let of_data = |statement: &engine::sql::Statement<'_>| {
+        let text = statement.text.to_ascii_lowercase();
+        statement.kind == Kind::Read
+            && !["show", "describe", "desc", "summarize"].contains(&statement.first.as_str())
+            && !CATALOG.iter().any(|word| text.contains(word))
+    };
+    engine::sql::split(sql).is_ok_and(|statements| matches!(statements.as_slice(), [one] if of_data(one)))
 }
 
 /// Whether our own lexer proves that nothing in the script writes.
@@ -212,6 +221,16 @@ mod tests {
         assert!(parsed.timeout_ms.is_none() && parsed.durability.is_none());
         let error = parse_object::<QueryBody>(br#" ["delete from t", null, 5000]"#).err().expect("refused");
         assert_eq!(error.code, Code::Invalid);
+    }
+
+    #[test]
+    fn only_the_rows_of_a_lone_read_of_data_are_kept() {
+        for sql in ["from t", "with a as (select 1) from a;", "pivot t on a using count(*)", "values (1) -- one"] {
+            assert!(is_lone_read(sql), "{sql}");
+        }
+        for sql in ["from t; from u", "show tables", "from DuckDB_Tables()", "insert into t values (1)", "explain from t", ""] {
+            assert!(!is_lone_read(sql), "{sql}");
+        }
     }
 
     #[test]

@@ -70,8 +70,8 @@ async fn what_is_temporary_is_the_session_s_own_and_outlives_a_request() {
     let server = TestServer::start().await;
     let (one, other) = (open(&server).await, open(&server).await);
     ok(&server, &one, "CREATE TEMP TABLE mine AS SELECT 7 AS a").await;
-    ok(&server, &one, "SET VARIABLE v = 5").await;
-    assert_eq!(*ok(&server, &one, "SELECT a, getvariable('v') FROM mine").await.rows(), json!([[7, 5]]));
+    ok(&server, &one, "CREATE TEMP MACRO twice(x) AS x * 2").await;
+    assert_eq!(*ok(&server, &one, "SELECT twice(a) FROM mine").await.rows(), json!([[14]]));
     assert_eq!(run(&server, &other, "FROM mine").await.code(), "sql");
     assert_eq!(server.query("FROM mine").await.code(), "sql");
 }
