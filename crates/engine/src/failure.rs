@@ -242,7 +242,9 @@ fn is_conflict(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     text.contains("conflict")
         || text.contains("failed to commit")
-            && ["constraint violation", "could not commit creation of dependency"].iter().any(|what| text.contains(what))
+            && ["constraint violation", "could not commit creation of dependency"]
+                .iter()
+                .any(|what| text.contains(what))
 }
 
 #[cfg(test)]

@@ -158,7 +158,7 @@ pub(super) async fn result(
 /// Rows from the engine's session, in the form that is asked for now.
 async fn rows_of(app: &App, job: &Job, rows: &Rows, page: Page, headers: &HeaderMap) -> Result<Response, ApiError> {
     let gone = || {
-        ApiError::new(Code::NotFound, "the result is gone: the mart's engine has ended since")
+        ApiError::new(Code::NotFound, "the result is gone: it ends with the mart's engine, or when nobody asks for it")
             .hint("run the query again")
     };
     let live = rows.engine().ok_or_else(gone)?;

@@ -228,7 +228,9 @@ mod tests {
         for sql in ["from t", "with a as (select 1) from a;", "pivot t on a using count(*)", "values (1) -- one"] {
             assert!(is_lone_read(sql), "{sql}");
         }
-        for sql in ["from t; from u", "show tables", "from DuckDB_Tables()", "insert into t values (1)", "explain from t", ""] {
+        for sql in
+            ["from t; from u", "show tables", "from DuckDB_Tables()", "insert into t values (1)", "explain from t", ""]
+        {
             assert!(!is_lone_read(sql), "{sql}");
         }
     }
