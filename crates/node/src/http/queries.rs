@@ -11,7 +11,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use engine::wire::{KEPT_TABLE, Progress, header};
-use http::header::{ACCEPT, LOCATION};
+use http::header::LOCATION;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use replica::Position;
 use serde::Deserialize;
@@ -170,7 +170,7 @@ async fn rows_of(app: &App, job: &Job, rows: &Rows, page: Page, headers: &Header
         role: rows.who.role,
         durability: Durability::Local,
         timeout: app.config.query_timeout,
-        headers: headers.get(ACCEPT).map(|accept| (ACCEPT, accept.clone())).into_iter().collect(),
+        headers: query::accept(headers)?.into_iter().collect(),
         reads_only: true,
     };
     // Without a page the answer says whether it is cut off, as it would have at once.
@@ -213,8 +213,8 @@ async fn describe(app: &App, job: &Job) -> Value {
         JobState::Queued => {}
         JobState::Running(since) => {
             state = "running";
-            // Before it has reached its engine it is at its beginning.
-            progress = app.running.progress(job.id).await.unwrap_or(Some(0.0));
+            // Before it has reached its engine it is at its beginning; for all that can be told, otherwise, too.
+            progress = app.running.progress(job.id).await.flatten().or(Some(0.0));
             more.push(("started", json!(clock::rfc3339(since))));
         }
         JobState::Ended(ended) => {

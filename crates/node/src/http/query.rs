@@ -10,9 +10,9 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use bytes::Bytes;
 use engine::sql::Kind;
-use engine::wire::{Role, header};
+use engine::wire::{FLIGHT, Role, header};
 use http::header::ACCEPT;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -93,7 +93,7 @@ pub(super) async fn check(
         role,
         durability: parsed.durability.unwrap_or_default(),
         timeout: parsed.timeout_ms.map_or(app.config.query_timeout, Duration::from_millis),
-        headers: passed_on(headers),
+        headers: passed_on(headers)?,
         reads_only: (role == Role::Reader && parsed.at.is_none() && parsed.session.is_none())
             || only_reads(&parsed.sql),
     };
@@ -166,9 +166,21 @@ pub(super) fn query_id(headers: &HeaderMap) -> Result<Uuid, ApiError> {
     parsed.ok_or_else(|| ApiError::new(Code::Invalid, format!("the header `{}` wants a UUID", header::QUERY_ID)))
 }
 
-fn passed_on(headers: &HeaderMap) -> HeaderMap {
-    let names = [ACCEPT, HeaderName::from_static(header::IDEMPOTENCY_KEY)];
-    names.into_iter().filter_map(|name| Some((name.clone(), headers.get(&name)?.clone()))).collect()
+fn passed_on(headers: &HeaderMap) -> Result<HeaderMap, ApiError> {
+    let key = HeaderName::from_static(header::IDEMPOTENCY_KEY);
+    let key = headers.get(&key).map(|value| (key, value.clone()));
+    Ok(accept(headers)?.into_iter().chain(key).collect())
+}
+
+/// The format that is asked for, if one is. What engine and node say to each other is no format of results.
+pub(super) fn accept(headers: &HeaderMap) -> Result<Option<(HeaderName, HeaderValue)>, ApiError> {
+    let Some(value) = headers.get(ACCEPT) else { return Ok(None) };
+    if value.as_bytes().to_ascii_lowercase().windows(FLIGHT.len()).any(|part| part == FLIGHT.as_bytes()) {
+        return Err(ApiError::new(Code::Invalid, "no format that `Accept` names can be given").hint(
+            "application/json, application/x-ndjson, text/csv, application/vnd.apache.arrow.stream or application/vnd.apache.parquet",
+        ));
+    }
+    Ok(Some((ACCEPT, value.clone())))
 }
 
 /// What a read is asked for whose rows stay in a session.

@@ -347,6 +347,9 @@ async fn every_node_finds_a_query_that_another_one_runs() {
         assert_eq!(over(node, &id).await["state"], "done");
         assert_eq!(*result(node, &id, "?limit=5").await.rows(), json!([[1]]));
     }
+    let rows = second.request(Method::PUT, "/v1/tenants/default/marts/dev/tables/main/t?mode=append");
+    let loaded = second.send(rows.header("content-type", "text/csv").body("a\n2\n")).await;
+    assert_eq!((loaded.status, &loaded.body["rows"]), (StatusCode::OK, &json!(1)), "{loaded:?}");
     // One that somebody waits for, too.
     let own = "0b7e9a52-2f4b-4a0c-9d1e-6a7f21c0d4e8";
     let requests = first.requests();
