@@ -199,7 +199,7 @@ impl Redactor {
                     return Failure::new(Code::Forbidden, "a reader may not use what writes (a sequence's `nextval`)")
                         .hint("ask for a token with the role `writer`");
                 }
-                let conflict = text.to_ascii_lowercase().contains("conflict");
+                let conflict = is_conflict(&text);
                 let failure = Failure::new(if conflict { Code::Conflict } else { Code::Sql }, text);
                 if conflict {
                     failure.hint("another transaction changed the same rows; send the request again").transient()
@@ -235,6 +235,16 @@ impl Redactor {
         }
         text
     }
+}
+
+/// Whether a transaction failed because of another one. What its own statements did wrong, they have said before its COMMIT.
+fn is_conflict(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    text.contains("conflict")
+        || text.contains("failed to commit")
+            && ["constraint violation", "could not commit creation of dependency"]
+                .iter()
+                .any(|what| text.contains(what))
 }
 
 #[cfg(test)]
@@ -286,6 +296,20 @@ mod tests {
     #[test]
     fn a_defect_s_text_stays_inside() {
         assert!(!redactor().failure(&DuckError::new("INTERNAL Error: vector at 0x7f"), None).message.contains("0x7f"));
+    }
+
+    #[test]
+    fn what_only_another_transaction_can_have_caused_is_a_conflict() {
+        for text in [
+            "TransactionContext Error: Conflict on update!",
+            "TransactionContext Error: Catalog write-write conflict on create with \"t\"",
+            "TransactionContext Error: Failed to commit: PRIMARY KEY or UNIQUE constraint violation: duplicate key \"1\"",
+        ] {
+            let body = redactor().failure(&DuckError::new(text), None).body(0, false);
+            assert_eq!((body.code, body.retryable), (Code::Conflict, true), "{text}");
+        }
+        let own = redactor().failure(&DuckError::new("Constraint Error: Duplicate key \"id: 1\""), None);
+        assert_eq!((own.code, own.transient), (Code::Sql, false));
     }
 
     #[test]

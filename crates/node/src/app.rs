@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::control::{Control, MartEntry, TenantEntry};
 use crate::error::{ApiError, Code};
 use crate::followers::Followers;
+use crate::jobs::Jobs;
 use crate::marts::{Marts, OpenMart};
 use crate::metrics::Metrics;
 use crate::names::{MartId, Tenant};
@@ -32,6 +33,8 @@ pub struct App {
     pub marts: Marts,
     /// Queries that can be cancelled.
     pub running: Running,
+    /// Queries that nobody waits for, and what they leave.
+    pub jobs: Jobs,
     /// Engines on earlier moments.
     pub followers: Followers,
     /// Reads replicas back.

@@ -234,6 +234,23 @@ impl Cluster {
         }
     }
 
+    /// Other nodes whose newest sign of life is not older than their take-over time by the store's clock, against this machine's: good
+    /// enough to know whom to ask, never to decide anything by.
+    pub async fn others(&self) -> object_store::Result<Vec<Elsewhere>> {
+        let Some(takeover) = self.config.takeover_after else { return Ok(Vec::new()) };
+        let (own, now_us) = (self.name.id().to_string(), clock::now_us());
+        let all = within(takeover, heartbeats(&self.bucket)).await?;
+        let fresh = |at_us: i64, beat: &Heartbeat| {
+            now_us.saturating_sub(at_us) < i64::try_from(beat.takeover_ms.saturating_mul(1000)).unwrap_or(i64::MAX)
+        };
+        Ok(all
+            .into_iter()
+            .filter(|(name, ..)| *name != own)
+            .filter_map(|(_, at_us, beat)| beat.filter(|beat| fresh(at_us, beat)))
+            .map(|beat| Elsewhere { host: beat.host, advertise: beat.advertise })
+            .collect())
+    }
+
     async fn read(&self, id: NodeId) -> object_store::Result<Bytes> {
         self.bucket.data.get(&key(id)).await?.bytes().await
     }
@@ -305,7 +322,10 @@ mod tests {
         assert_eq!(place.advertise.as_deref(), Some("there:1"));
         assert!(matches!(other.look(&name).await, Look::Me));
         assert_eq!(heartbeats(&bucket).await.expect("memory does not fail").len(), 1);
+        let others = |node| async move { Cluster::others(node).await.expect("memory does not fail").len() };
+        assert_eq!((others(&one).await, others(&other).await), (1, 0), "nobody is another to itself");
         other.leave().await;
+        assert_eq!(others(&one).await, 0);
         assert!(matches!(one.look(&name).await, Look::Gone));
     }
 

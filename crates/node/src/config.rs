@@ -99,6 +99,10 @@ pub struct EngineLimits {
     pub temp_bytes: u64,
     /// Queries at once.
     pub max_queries: usize,
+    /// An idle session is closed after so long.
+    pub session_idle: Duration,
+    /// An idle session's transaction is rolled back after so long.
+    pub transaction_idle: Duration,
     /// The httpfs extension, if it was found.
     pub httpfs: Option<PathBuf>,
 }
@@ -296,6 +300,8 @@ fn engine(layers: &Layers) -> Result<EngineLimits, ConfigError> {
         threads,
         temp_bytes: layers.bytes("engine_temp")?,
         max_queries,
+        session_idle: Duration::from_millis(layers.parse("session_idle_ms")?),
+        transaction_idle: Duration::from_millis(layers.parse("transaction_idle_ms")?),
         httpfs: httpfs(layers),
     })
 }

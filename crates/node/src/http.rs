@@ -3,15 +3,19 @@
 //! Handlers check and translate; the work is done by `router`, `marts` and `control`. Errors get their request's id here.
 
 mod changes;
+mod drain;
 mod forward;
 mod health;
 mod history;
 mod marts;
 mod metrics;
+mod peers;
 mod positions;
+mod queries;
 mod query;
-mod running;
+mod sessions;
 mod space;
+mod tables;
 mod tenants;
 mod tokens;
 mod verify;
@@ -23,7 +27,7 @@ use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRef, FromRequestParts, Request};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post, put};
 use bytes::Bytes;
 use http::request::Parts;
 use serde::Deserialize;
@@ -49,19 +53,32 @@ pub fn routes(app: Shared) -> Router {
     let forwarder = forward::Forwarder::new(app.clone());
     let of_marts = Router::new()
         .route("/v1/tenants/{tenant}/marts/{mart}/query", post(query::run))
+        .route("/v1/tenants/{tenant}/marts/{mart}/queries", post(queries::submit))
+        .route("/v1/tenants/{tenant}/marts/{mart}/sessions", post(sessions::open))
+        .route("/v1/tenants/{tenant}/marts/{mart}/sessions/{session}", delete(sessions::close))
         .route("/v1/tenants/{tenant}/marts/{mart}/positions/{position}", get(positions::show))
         .route("/v1/tenants/{tenant}/marts/{mart}/history", get(history::history))
         .route("/v1/tenants/{tenant}/marts/{mart}/snapshots", get(history::snapshots).post(history::snapshot))
-        .route("/v1/tenants/{tenant}/marts/{mart}/snapshots/{name}", axum::routing::delete(history::delete_snapshot))
+        .route("/v1/tenants/{tenant}/marts/{mart}/snapshots/{name}", delete(history::delete_snapshot))
         .route("/v1/tenants/{tenant}/marts/{mart}/restore", post(changes::restore))
         .route("/v1/tenants/{tenant}/marts/{mart}/branches", post(changes::branch))
         .route("/v1/tenants/{tenant}/marts/{mart}/archives", post(space::archive))
         .route("/v1/tenants/{tenant}/marts/{mart}/vacuum", post(changes::vacuum))
-        .route("/v1/tenants/{tenant}/marts/{mart}/retention", axum::routing::put(space::retention))
+        .route("/v1/tenants/{tenant}/marts/{mart}/retention", put(space::retention))
         .route("/v1/tenants/{tenant}/marts/{mart}/sweep", post(space::sweep))
-        .route_layer(from_fn_with_state(forwarder, forward::to_its_node));
+        .route_layer(from_fn_with_state(forwarder.clone(), forward::to_its_node));
+    let loads = Router::new()
+        .route("/v1/tenants/{tenant}/marts/{mart}/tables/{schema}/{table}", put(tables::load))
+        .route_layer(from_fn_with_state(forwarder.clone(), forward::to_its_node))
+        .route_layer(from_fn(drain::the_rest));
+    let of_queries = Router::new()
+        .route("/v1/queries/{id}", get(queries::show).delete(queries::delete))
+        .route("/v1/queries/{id}/result", get(queries::result))
+        .route_layer(from_fn_with_state(forwarder, peers::from_any_node));
     Router::new()
         .merge(of_marts)
+        .merge(loads)
+        .merge(of_queries)
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(metrics::show))
@@ -69,9 +86,8 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/tenants/{tenant}/marts", get(marts::list).post(marts::create))
         .route("/v1/tenants/{tenant}/marts/{mart}", get(marts::show).delete(marts::delete))
         .route("/v1/tenants/{tenant}/marts/{mart}/verify", post(verify::verify))
-        .route("/v1/queries/{id}", get(running::progress).delete(running::cancel))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
-        .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
+        .route("/v1/tokens/{id}", delete(tokens::revoke))
         .fallback(|| async {
             ApiError::new(Code::NotFound, "no such path")
                 .hint("a mart's calls lie under `/v1/tenants/{tenant}/marts/{mart}/`")
@@ -136,7 +152,7 @@ async fn read_body(body: Body) -> Result<Bytes, ApiError> {
             std::error::Error::source(&error).is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
         if too_large {
             ApiError::new(Code::TooLarge, format!("the body is over {MAX_BODY_BYTES} bytes"))
-                .hint("load data from `s3://` instead of sending it in SQL")
+                .hint("load data with `PUT …/tables/{schema}/{table}` or from `s3://`")
         } else {
             ApiError::new(Code::Invalid, "the body ended before it was whole")
         }

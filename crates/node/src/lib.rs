@@ -18,6 +18,7 @@ pub mod flight;
 pub mod followers;
 pub mod gateway;
 pub mod http;
+pub mod jobs;
 pub mod marts;
 pub mod metrics;
 pub mod names;

@@ -7,6 +7,7 @@
 //! prove, after the engine had answered, that nobody else has the mart; no byte of an answer that reports a commit leaves under `durability=object` before that commit is in the object store.
 
 mod held;
+mod sessions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,8 @@ use crate::error::{ApiError, Code, Outcome};
 use crate::marts::OpenMart;
 use crate::supervisor::{DEAF_MS, exit_reason};
 use crate::watcher::{Landed, Live};
+
+pub use sessions::{Who, close_session, open_session};
 
 /// Answer header: the position of the request's commit, else the one it read at.
 pub const POSITION: HeaderName = HeaderName::from_static("tarn-position");
@@ -60,6 +63,7 @@ pub enum Durability {
 }
 
 /// A checked request on its way to an engine; its body travels beside it.
+#[derive(Clone)]
 pub struct Ask {
     /// What of the engine is asked: `/query`, `/load`.
     pub path: &'static str,
@@ -87,18 +91,12 @@ impl Ask {
         for (name, value) in &self.headers {
             headers.insert(name, value.clone());
         }
-        let role = match self.role {
-            Role::Reader => "reader",
-            Role::Writer => "writer",
-            Role::Admin => "admin",
-        };
         // Else HTTP/1.1 leaves trailers out.
         headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(header::ROLE, HeaderValue::from_static(role));
         headers
             .insert(header::TIMEOUT_MS, HeaderValue::from(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)));
         headers.insert(header::QUERY_ID, text(&self.id));
-        headers.insert(header::PRINCIPAL, text(&self.principal));
+        identify(headers, &self.principal, self.role);
         request
     }
 
@@ -130,6 +128,16 @@ impl Ask {
         ApiError::new(Code::Timeout, "the query passed its deadline and did not stop")
             .outcome(self.outcome_of_silence())
     }
+}
+
+fn identify(headers: &mut HeaderMap, principal: &str, role: Role) {
+    let role = match role {
+        Role::Reader => "reader",
+        Role::Writer => "writer",
+        Role::Admin => "admin",
+    };
+    headers.insert(header::ROLE, HeaderValue::from_static(role));
+    headers.insert(header::PRINCIPAL, text(&principal));
 }
 
 /// Sends a query to an engine and returns when its answer's head is there.
@@ -221,6 +229,9 @@ pub async fn query(
     }
     let mut answer = pass_on(&head);
     moment.describe(answer.headers_mut(), landed);
+    if moment.commit.is_some() {
+        answer.extensions_mut().insert(Committed);
+    }
     let may_commit = |names: &HeaderValue| names.as_bytes().starts_with(header::COMMIT.as_bytes());
     if !head.headers.get(TRAILER).is_some_and(may_commit) {
         *answer.body_mut() = Body::new(body);
@@ -234,6 +245,10 @@ pub async fn query(
     *answer.body_mut() = held::hold(body, mart.clone(), live, ask.durability, wait);
     Ok(answer)
 }
+
+/// In an answer's extensions: the request committed something.
+#[derive(Debug, Clone, Copy)]
+pub struct Committed;
 
 /// Where in the mart's history an answer belongs.
 #[derive(Debug, Clone, Copy)]

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use bytes::Bytes;
-use engine::wire::header;
+use engine::wire::{Progress, header};
 use http::{HeaderValue, Method};
 use http_body::{Frame, SizeHint};
 use serde::de::DeserializeOwned;
@@ -64,14 +64,23 @@ impl Running {
         if owner != caller.id && caller.require_node_admin().is_err() {
             return Err(unknown());
         }
-        let mut request = engine_client::request(method, &format!("/queries/{id}"), Bytes::new());
-        let owner = HeaderValue::from_str(&owner).map_err(|_| unknown())?;
-        request.headers_mut().insert(header::PRINCIPAL, owner);
-        live.engine.client().ask(request).await.map_err(|_| unknown())
+        of_engine(id, (owner, live), method).await
     }
 
-    /// Whether a query has that id now.
-    pub(crate) fn is_running(&self, id: Uuid) -> bool {
+    /// How far a query is that its engine has, if that can be told.
+    pub(crate) async fn progress(&self, id: Uuid) -> Option<Option<f64>> {
+        let told: Progress = of_engine(id, self.get(id)?, Method::GET).await.ok()?;
+        Some(told.progress)
+    }
+
+    /// Has its engine stop a query; false if that does not know it, or not yet.
+    pub(crate) async fn stop(&self, id: Uuid) -> bool {
+        let Some(owned) = self.get(id) else { return false };
+        of_engine::<serde::de::IgnoredAny>(id, owned, Method::DELETE).await.is_ok()
+    }
+
+    /// Is there one of that id, whoever's it is?
+    pub(crate) fn knows(&self, id: Uuid) -> bool {
         self.lock().contains_key(&id)
     }
 
@@ -82,6 +91,13 @@ impl Running {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Owned>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn of_engine<T: DeserializeOwned>(id: Uuid, (owner, live): Owned, method: Method) -> Result<T, ApiError> {
+    let mut request = engine_client::request(method, &format!("/queries/{id}"), Bytes::new());
+    let owner = HeaderValue::from_str(&owner).map_err(|_| unknown())?;
+    request.headers_mut().insert(header::PRINCIPAL, owner);
+    live.engine.client().ask(request).await.map_err(|_| unknown())
 }
 
 impl http_body::Body for Tracked {

@@ -30,6 +30,7 @@ use crate::flight::{self, Flight};
 use crate::followers::Followers;
 use crate::gateway::Gateway;
 use crate::http::{metrics_routes, routes};
+use crate::jobs::Jobs;
 use crate::marts::{Ground, Marts};
 use crate::metrics::Metrics;
 use crate::names::MartId;
@@ -44,6 +45,8 @@ use crate::verify::Verifier;
 
 /// Answers under way have this long to end at a shutdown.
 const DRAIN: Duration = Duration::from_secs(20);
+/// Queries that nobody waits for are cancelled then, and end within this time or are cut off.
+const LAST_JOBS: Duration = Duration::from_secs(5);
 /// A client has this long to send the head of its next request; an idle connection is closed after it.
 const HEAD_DEADLINE: Duration = Duration::from_secs(120);
 /// What a client may send of one upload before the node has taken it: enough that it never waits on a fast network, little enough
@@ -159,6 +162,7 @@ impl Server {
         let ground = Arc::new(ground);
         let counted = Arc::new(Metrics::default());
         let app = Arc::new(App {
+            jobs: Jobs::new(config.engine.session_idle, config.engine.max_queries),
             followers: Followers::new(ground.clone(), config.past_engines, config.past_idle),
             config,
             control,
@@ -205,6 +209,10 @@ impl Server {
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.followers.tend(cancel).await }
         });
+        let forgetting = tokio::spawn({
+            let (app, cancel) = (app.clone(), background.clone());
+            async move { app.jobs.tend(cancel).await }
+        });
         let watching = tokio::spawn({
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.watch_progress(cancel).await }
@@ -232,12 +240,14 @@ impl Server {
         accept(listener, app.clone(), flight, stop).await;
         app.ready.store(false, Ordering::Relaxed);
         background.cancel();
+        app.jobs.shutdown(LAST_JOBS).await;
         app.marts.shutdown().await;
         app.marts.ground().gateway.shutdown().await;
         last_beat.cancel();
         for task in [
             Some(polling),
             Some(tending),
+            Some(forgetting),
             Some(keeping),
             Some(watching),
             Some(serving),

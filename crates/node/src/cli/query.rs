@@ -42,6 +42,7 @@ enum Format {
     Ndjson,
     Csv,
     Arrow,
+    Parquet,
 }
 
 impl Format {
@@ -51,11 +52,12 @@ impl Format {
             Self::Ndjson => "application/x-ndjson",
             Self::Csv => "text/csv",
             Self::Arrow => "application/vnd.apache.arrow.stream",
+            Self::Parquet => "application/vnd.apache.parquet",
         }
     }
 
     fn is_binary(self) -> bool {
-        matches!(self, Self::Arrow)
+        matches!(self, Self::Arrow | Self::Parquet)
     }
 }
 

@@ -167,6 +167,18 @@ pub const SETTINGS: &[Setting] = &[
         "Deadline in milliseconds of a query that names none.",
     ),
     value(
+        "session_idle_ms",
+        &["TARN_SESSION_IDLE_MS"],
+        "900000",
+        "A session that nobody has used for so many milliseconds is closed; the result of an asynchronous query is kept as long.",
+    ),
+    value(
+        "transaction_idle_ms",
+        &["TARN_TRANSACTION_IDLE_MS"],
+        "60000",
+        "A session's transaction that nobody has used for so many milliseconds is rolled back: it stands in the way of checkpoints.",
+    ),
+    value(
         "durable_wait_ms",
         &["TARN_DURABLE_WAIT_MS"],
         "30000",

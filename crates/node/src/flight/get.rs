@@ -76,7 +76,7 @@ async fn answer(flight: &Arc<Flight>, request: Request) -> Result<Response, ApiE
 async fn read_now(flight: &Arc<Flight>, call: Call, read: Read) -> Result<Response, ApiError> {
     let call = Call { at: read.at, ..call };
     // Fetched twice at once, the second is a query of its own.
-    let id = if flight.app.running.is_running(read.id) { Uuid::new_v4() } else { read.id };
+    let id = if flight.app.running.knows(read.id) { Uuid::new_v4() } else { read.id };
     let request = QueryRequest { sql: read.sql, params_arrow: read.params_arrow, ..Default::default() };
     flight.run(&call, Asked::stream(id, &request)?).await
 }

@@ -20,7 +20,7 @@ use crate::cluster::Elsewhere;
 use crate::error::{ApiError, Code, Outcome};
 
 /// Marks a request that a node has sent on.
-const FORWARDED: HeaderName = HeaderName::from_static("tarn-forwarded");
+pub(super) const FORWARDED: HeaderName = HeaderName::from_static("tarn-forwarded");
 /// Of one connection, not of the request.
 const PER_CONNECTION: [HeaderName; 4] = [CONNECTION, TRANSFER_ENCODING, UPGRADE, HeaderName::from_static("keep-alive")];
 
@@ -43,8 +43,18 @@ impl Forwarder {
         Self { app, client: Client::builder(TokioExecutor::new()).build(connector) }
     }
 
+    /// The node's parts.
+    pub(super) fn app(&self) -> &Shared {
+        &self.app
+    }
+
     /// Sends the request there.
-    async fn send(&self, mut request: Request, place: &Elsewhere, to: &Authority) -> Result<Response, ApiError> {
+    pub(super) async fn send(
+        &self,
+        mut request: Request,
+        place: &Elsewhere,
+        to: &Authority,
+    ) -> Result<Response, ApiError> {
         let mut uri = Uri::default().into_parts();
         uri.scheme = Some(Scheme::HTTP);
         uri.authority = Some(to.clone());

@@ -10,16 +10,18 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use bytes::Bytes;
 use engine::sql::Kind;
-use engine::wire::{Role, header};
+use engine::wire::{FLIGHT, Role, header};
 use http::header::ACCEPT;
-use http::{HeaderMap, HeaderName};
-use serde::Deserialize;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Caller, Shared, mart_id, parse_object, read_body};
+use super::{App, Caller, Shared, mart_id, parse_object, read_body};
+use crate::auth::Principal;
 use crate::error::{ApiError, Code};
 use crate::marts::OpenMart;
+use crate::names::MartId;
 use crate::orders::{Order, Swap, give};
 use crate::router::{self, Ask, Durability};
 
@@ -29,8 +31,8 @@ use crate::router::{self, Ask, Durability};
 struct QueryBody<'a> {
     #[serde(borrow)]
     sql: Cow<'a, str>,
-    #[serde(borrow, default, rename = "params")]
-    _params: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    params: Option<&'a RawValue>,
     #[serde(default)]
     timeout_ms: Option<u64>,
     #[serde(default)]
@@ -38,8 +40,23 @@ struct QueryBody<'a> {
     /// An earlier moment: an RFC 3339 time, a snapshot's name or a position.
     #[serde(borrow, default)]
     at: Option<Cow<'a, str>>,
-    #[serde(default, rename = "max_rows")]
-    _max_rows: Option<u64>,
+    #[serde(default)]
+    max_rows: Option<u64>,
+    /// Runs on this session's connection.
+    #[serde(default)]
+    session: Option<Uuid>,
+}
+
+/// A request for SQL that was found in order, on its way to its mart.
+pub(super) struct Checked {
+    pub mart: MartId,
+    pub ask: Ask,
+    /// As it came.
+    pub body: Bytes,
+    pub sql: String,
+    pub at: Option<String>,
+    pub session: Option<Uuid>,
+    pub max_rows: Option<u64>,
 }
 
 pub(super) async fn run(
@@ -51,49 +68,78 @@ pub(super) async fn run(
 ) -> Result<Response, ApiError> {
     let id = query_id(&headers)?;
     let named = async {
-        let mart_id = mart_id(&tenant, &mart)?;
-        let role = caller.role_in(&mart_id.tenant)?;
-        let body = read_body(body).await?;
-        let parsed: QueryBody = parse_object(&body)?;
-        let timeout = parsed.timeout_ms.map_or(app.config.query_timeout, Duration::from_millis);
-        let reads_only = (role == Role::Reader && parsed.at.is_none()) || only_reads(&parsed.sql);
-        let durability = parsed.durability.unwrap_or_default();
-        let at = parsed.at.map(Cow::into_owned);
-        let parsed_sql = parsed.sql.into_owned();
-        let ask = Ask {
-            path: "/query",
-            id,
-            principal: caller.id.clone(),
-            role,
-            durability,
-            timeout,
-            headers: passed_on(&headers),
-            reads_only,
-        };
-        if let Some(at) = at {
-            if !ask.reads_only {
-                return Err(ApiError::new(Code::Invalid, "only reads can run at an earlier moment")
-                    .hint("branch the mart there, or restore it, to write"));
-            }
-            let live = app.followers.at(&mart_id, app.known(&mart_id).await?, &at).await?;
-            let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
-            let response = router::query_past(&live, &ask, body.into()).await?;
-            return Ok(response.map(|body| entry.until_sent(body)));
-        }
-        let mart = app.mart(&mart_id).await?;
-        if mart.holds_writers() && !ask.reads_only {
-            mart.writers_may_pass().await;
-        }
-        let (ask, body) = match is_vacuum(&ask, &parsed_sql) {
-            true => (Ask { reads_only: true, ..ask }, vacuumed(&mart).await?),
-            false => (ask, body),
-        };
-        let live = mart.live().await?;
-        let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
-        let response = router::query(&mart, live, &ask, body.into(), app.config.durable_wait).await?;
-        Ok(response.map(|body| entry.until_sent(body)))
+        let mart = mart_id(&tenant, &mart)?;
+        let checked = check(&app, &caller, mart, (id, &headers), body).await?;
+        answer(&app, checked).await
     };
     named.await.map_err(|error: ApiError| error.request_id(id))
+}
+
+/// Checks what can be checked without an engine.
+pub(super) async fn check(
+    app: &App,
+    caller: &Principal,
+    mart: MartId,
+    (id, headers): (Uuid, &HeaderMap),
+    body: Body,
+) -> Result<Checked, ApiError> {
+    let role = caller.role_in(&mart.tenant)?;
+    let body = read_body(body).await?;
+    let parsed: QueryBody = parse_object(&body)?;
+    let ask = Ask {
+        path: "/query",
+        id,
+        principal: caller.id.clone(),
+        role,
+        durability: parsed.durability.unwrap_or_default(),
+        timeout: parsed.timeout_ms.map_or(app.config.query_timeout, Duration::from_millis),
+        headers: passed_on(headers)?,
+        reads_only: (role == Role::Reader && parsed.at.is_none() && parsed.session.is_none())
+            || only_reads(&parsed.sql),
+    };
+    if parsed.session.is_some() {
+        if parsed.at.is_some() {
+            return Err(ApiError::new(Code::Invalid, "a session is of now: `at` does not go with `session`"));
+        }
+        if headers.contains_key(header::IDEMPOTENCY_KEY) {
+            return Err(ApiError::new(Code::Invalid, "`Idempotency-Key` does not go with `session`")
+                .hint("a transaction that was not answered is looked for before it is sent again"));
+        }
+        if is_vacuum(&ask, &parsed.sql) {
+            return Err(ApiError::new(Code::Invalid, "VACUUM does not run in a session").hint("send it without"));
+        }
+    }
+    if parsed.at.is_some() && !ask.reads_only {
+        return Err(ApiError::new(Code::Invalid, "only reads can run at an earlier moment")
+            .hint("branch the mart there, or restore it, to write"));
+    }
+    let QueryBody { session, max_rows, .. } = parsed;
+    let (sql, at) = (parsed.sql.into_owned(), parsed.at.map(Cow::into_owned));
+    Ok(Checked { mart, ask, sql, at, session, max_rows, body })
+}
+
+/// Has it answered by the mart's engine, or by one of an earlier moment.
+pub(super) async fn answer(app: &App, checked: Checked) -> Result<Response, ApiError> {
+    let Checked { mart: mart_id, ask, body, sql, at, session, .. } = checked;
+    if let Some(at) = at {
+        let live = app.followers.at(&mart_id, app.known(&mart_id).await?, &at).await?;
+        let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
+        let response = router::query_past(&live, &ask, body.into()).await?;
+        return Ok(response.map(|body| entry.until_sent(body)));
+    }
+    let mart = app.mart(&mart_id).await?;
+    // A transaction that is under way is what a checkpoint waits for.
+    if session.is_none() && mart.holds_writers() && !ask.reads_only {
+        mart.writers_may_pass().await;
+    }
+    let (ask, body) = match is_vacuum(&ask, &sql) {
+        true => (Ask { reads_only: true, ..ask }, vacuumed(&mart).await?),
+        false => (ask, body),
+    };
+    let live = mart.live().await?;
+    let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
+    let response = router::query(&mart, live, &ask, body.into(), app.config.durable_wait).await?;
+    Ok(response.map(|body| entry.until_sent(body)))
 }
 
 /// Whether an administrator asks for a vacuum in SQL: DuckDB's own gives no space back.
@@ -114,15 +160,60 @@ async fn vacuumed(mart: &OpenMart) -> Result<Bytes, ApiError> {
 }
 
 /// The id that the client chose, else a new one.
-fn query_id(headers: &HeaderMap) -> Result<Uuid, ApiError> {
+pub(super) fn query_id(headers: &HeaderMap) -> Result<Uuid, ApiError> {
     let Some(value) = headers.get(header::QUERY_ID) else { return Ok(Uuid::new_v4()) };
     let parsed = value.to_str().ok().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| ApiError::new(Code::Invalid, format!("the header `{}` wants a UUID", header::QUERY_ID)))
 }
 
-fn passed_on(headers: &HeaderMap) -> HeaderMap {
-    let names = [ACCEPT, HeaderName::from_static(header::IDEMPOTENCY_KEY)];
-    names.into_iter().filter_map(|name| Some((name.clone(), headers.get(&name)?.clone()))).collect()
+fn passed_on(headers: &HeaderMap) -> Result<HeaderMap, ApiError> {
+    let key = HeaderName::from_static(header::IDEMPOTENCY_KEY);
+    let key = headers.get(&key).map(|value| (key, value.clone()));
+    Ok(accept(headers)?.into_iter().chain(key).collect())
+}
+
+/// The format that is asked for, if one is. What engine and node say to each other is no format of results.
+pub(super) fn accept(headers: &HeaderMap) -> Result<Option<(HeaderName, HeaderValue)>, ApiError> {
+    let Some(value) = headers.get(ACCEPT) else { return Ok(None) };
+    if value.as_bytes().to_ascii_lowercase().windows(FLIGHT.len()).any(|part| part == FLIGHT.as_bytes()) {
+        return Err(ApiError::new(Code::Invalid, "no format that `Accept` names can be given").hint(
+            "application/json, application/x-ndjson, text/csv, application/vnd.apache.arrow.stream or application/vnd.apache.parquet",
+        ));
+    }
+    Ok(Some((ACCEPT, value.clone())))
+}
+
+/// What a read is asked for whose rows stay in a session.
+#[derive(Serialize)]
+struct KeepBody<'a> {
+    sql: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    params: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout_ms: Option<u64>,
+    session: Uuid,
+    keep: bool,
+}
+
+/// The engine's body of a request whose rows are to be kept in a session; parameters as they came.
+pub(super) fn keep_body(checked: &Checked, session: Uuid) -> Result<Bytes, ApiError> {
+    let QueryBody { params, timeout_ms, .. } = parse_object(&checked.body)?;
+    let body = KeepBody { sql: &checked.sql, params, timeout_ms, session, keep: true };
+    serde_json::to_vec(&body).map(Into::into).map_err(|error| ApiError::internal("a body does not serialise", error))
+}
+
+/// What begins a statement that tells of the catalog, or stands in one. Kept rows are in the catalog themselves, and would be told of.
+const CATALOG: [&str; 5] = ["information_schema", "duckdb_", "pg_", "sqlite_", "pragma_"];
+
+/// Whether it is one statement that is proved to read, and to read data.
+pub(super) fn is_lone_read(sql: &str) -> bool {
+    let of_data = |statement: &engine::sql::Statement<'_>| {
+        let text = statement.text.to_ascii_lowercase();
+        statement.kind == Kind::Read
+            && !["show", "describe", "desc", "summarize"].contains(&statement.first.as_str())
+            && !CATALOG.iter().any(|word| text.contains(word))
+    };
+    engine::sql::split(sql).is_ok_and(|statements| matches!(statements.as_slice(), [one] if of_data(one)))
 }
 
 /// Whether our own lexer proves that nothing in the script writes.
@@ -142,6 +233,18 @@ mod tests {
         assert!(parsed.timeout_ms.is_none() && parsed.durability.is_none());
         let error = parse_object::<QueryBody>(br#" ["delete from t", null, 5000]"#).err().expect("refused");
         assert_eq!(error.code, Code::Invalid);
+    }
+
+    #[test]
+    fn only_the_rows_of_a_lone_read_of_data_are_kept() {
+        for sql in ["from t", "with a as (select 1) from a;", "pivot t on a using count(*)", "values (1) -- one"] {
+            assert!(is_lone_read(sql), "{sql}");
+        }
+        for sql in
+            ["from t; from u", "show tables", "from DuckDB_Tables()", "insert into t values (1)", "explain from t", ""]
+        {
+            assert!(!is_lone_read(sql), "{sql}");
+        }
     }
 
     #[test]

@@ -109,10 +109,14 @@ impl Launch<'_> {
             lock_fd: Some(lock_fd),
             max_queries: self.limits.max_queries,
             deaf_ms: DEAF_MS,
-            session_idle_ms: 900_000,
-            transaction_idle_ms: 60_000,
+            session_idle_ms: millis(self.limits.session_idle),
+            transaction_idle_ms: millis(self.limits.transaction_idle),
         })
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn command(inherited: Vec<OwnedFd>) -> io::Result<tokio::process::Child> {

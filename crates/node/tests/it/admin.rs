@@ -17,7 +17,8 @@ async fn acme(server: &TestServer, role: &str) -> String {
     made.body["token"].as_str().unwrap_or_else(|| panic!("no token: {made:?}")).to_owned()
 }
 
-fn with(request: RequestBuilder, token: &str) -> RequestBuilder {
+/// With this token in place of the admin's.
+pub fn with(request: RequestBuilder, token: &str) -> RequestBuilder {
     // A second header of the same name would be added, so the first is replaced whole.
     let (client, request) = request.build_split();
     let mut request = request.expect("a legal request");

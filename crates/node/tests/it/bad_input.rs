@@ -24,6 +24,8 @@ async fn bad_requests_get_the_contracts_errors() {
         server.request(Method::POST, "/v1/tenants/default/marts/Dev%2F..%2Fx/query").json(&json!({"sql": "SELECT 1"}));
     let strange_accept =
         server.request(Method::POST, QUERY).header("accept", "image/png").json(&json!({"sql": "SELECT 1"}));
+    let inner = server.request(Method::POST, QUERY).header("accept", "application/x-tarn-flight");
+    let inner = inner.json(&json!({"sql": "SELECT 1"}));
     let bad_id = server.request(Method::POST, QUERY).header("tarn-query-id", "seven").json(&json!({"sql": "SELECT 1"}));
     let sql = |text: &str| server.request(Method::POST, QUERY).json(&json!({ "sql": text }));
     let params = server.request(Method::POST, QUERY).json(&json!({"sql": "SELECT $1 + $2", "params": [1]}));
@@ -46,6 +48,7 @@ async fn bad_requests_get_the_contracts_errors() {
         ("an unknown mart", elsewhere, "not_found"),
         ("a name that is none", badly_named, "not_found"),
         ("a format we don't have", strange_accept, "invalid"),
+        ("a format that is not for clients", inner, "invalid"),
         ("a query id that is none", bad_id, "invalid"),
         ("an unknown path", server.request(Method::GET, "/v1/nothing"), "not_found"),
         ("a wrong method", server.request(Method::GET, QUERY), "invalid"),

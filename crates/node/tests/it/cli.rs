@@ -43,6 +43,19 @@ async fn arrow_goes_to_a_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn parquet_goes_to_a_file_that_duckdb_reads() {
+    let server = TestServer::start().await;
+    let dir = server.objects_dir().join("sm-default-raw");
+    std::fs::create_dir_all(&dir).expect("it is writable");
+    let path = dir.join("result.parquet").to_string_lossy().into_owned();
+    let output =
+        run(&server, &["query", "SELECT i FROM range(100000) t(i)", "--format", "parquet", "--output", &path]).await;
+    assert_eq!(stdout(&output), "");
+    let read = server.query("SELECT count(*), sum(i)::BIGINT FROM 's3://sm-default-raw/result.parquet'").await;
+    assert_eq!(*read.rows(), serde_json::json!([[100_000, 4_999_950_000_i64]]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn exit_codes_tell_usage_from_failure() {
     let server = TestServer::start().await;
     for (arguments, code) in [

@@ -1,6 +1,7 @@
 //! The node as its users meet it: the real binary, real stores, real engines.
 
 mod admin;
+mod async_queries;
 mod bad_input;
 mod checkpoints;
 mod cli;
@@ -9,6 +10,7 @@ mod flight;
 mod gateway;
 mod history;
 mod kills;
+mod loads;
 mod loss;
 mod model;
 mod orphans;
@@ -18,6 +20,7 @@ mod published;
 mod recovery;
 mod seaweed;
 mod server;
+mod sessions;
 mod stops;
 mod stores;
 mod streams;
