@@ -82,13 +82,14 @@ impl Flight {
     ) -> Result<ActionCreatePreparedStatementResult, ApiError> {
         let transaction = self.transaction(&mut call, request.transaction_id.as_ref()).await?;
         check_moment(&call, &request.query)?;
-        let described = self.describe(&call, &request.query, transaction).await?;
+        let statement = Statement { sql: request.query, params_arrow: None, transaction };
+        let described = self.describe(&call, &statement).await?;
         let dataset_schema = dataset_schema(&described)?;
         let parameter_schema =
             decoded(described.parameters)?.unwrap_or_else(|| schema_message(&arrow_schema::Schema::empty()));
         let id = self.statements.add(Prepared {
             principal: call.principal.id.clone(),
-            sql: request.query.into(),
+            sql: statement.sql.into(),
             transaction,
             params_arrow: None,
             used: Instant::now(),

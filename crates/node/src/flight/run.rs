@@ -150,8 +150,10 @@ pub(super) fn with_metadata<T>(message: T, headers: HeaderMap) -> tonic::Respons
     tonic::Response::from_parts(MetadataMap::from_headers(headers), message, Default::default())
 }
 
-/// How many rows a statement changed, if it was one that changes rows.
-pub(super) fn changed_rows(headers: &HeaderMap) -> Option<i64> {
+/// How many rows the last statement changed, if it is one that changes rows.
+pub(super) fn changed_rows(sql: &str, headers: &HeaderMap) -> Option<i64> {
+    let statements = engine::sql::split(sql).ok()?;
+    statements.last().filter(|last| last.kind == Kind::Write)?;
     headers.get(header::CHANGED_ROWS)?.to_str().ok()?.parse().ok()
 }
 

@@ -63,11 +63,12 @@ impl Service {
         let described = match parse_command(&descriptor.cmd)? {
             Command::CommandStatementQuery(query) => {
                 let transaction = flight.transaction(&mut call, query.transaction_id.as_ref()).await?;
-                flight.describe(&call, &query.query, transaction).await?
+                let statement = Statement { sql: query.query, params_arrow: None, transaction };
+                flight.describe(&call, &statement).await?
             }
             Command::CommandPreparedStatementQuery(query) => {
                 let (call, statement) = flight.prepared(call, &query.prepared_statement_handle).await?;
-                flight.describe(&call, &statement.sql, statement.transaction).await?
+                flight.describe(&call, &statement).await?
             }
             command => return Ok(SchemaResult { schema: schema_message(&*metadata::schema(&command)?) }),
         };

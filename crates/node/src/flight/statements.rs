@@ -58,7 +58,8 @@ impl Flight {
         descriptor: FlightDescriptor,
     ) -> Result<tonic::Response<FlightInfo>, ApiError> {
         if let Some(schema) = self.schema_of_later_read(call, &statement).await? {
-            let read = Read { id: Uuid::new_v4(), sql: statement.sql, params_arrow: None, at: call.at.clone() };
+            let Statement { sql, params_arrow, .. } = statement;
+            let read = Read { id: Uuid::new_v4(), sql, params_arrow, at: call.at.clone() };
             let ticket = self.seal().await?.ticket(call, Matter::Read(read))?;
             return Ok(tonic::Response::new(flight_info(schema, ticket, -1, descriptor)));
         }
@@ -67,42 +68,37 @@ impl Flight {
         let build = |session| Asked::stream(id, &statement.request(session));
         let (answer, used) = self.run_at(call, statement.transaction, needed, build).await?;
         let told = told(answer.headers());
-        let changed = changed_rows(answer.headers()).unwrap_or(-1);
+        let changed = changed_rows(&statement.sql, answer.headers()).unwrap_or(-1);
         let outline = self.held.hold(call, id, answer, used).await?;
         let ticket = self.seal().await?.ticket(call, Matter::Held(outline.id))?;
         Ok(with_metadata(flight_info(outline.schema, ticket, changed, descriptor), told))
     }
 
-    /// The schema of a read that can wait for its ticket: one whose answer depends neither on a session nor on parameters.
+    /// The schema of a read that can wait for its ticket: one that depends on no session, whose types are known before it runs.
     async fn schema_of_later_read(
         self: &Arc<Self>,
         call: &Call,
         statement: &Statement,
     ) -> Result<Option<Bytes>, ApiError> {
+        let bytes = statement.sql.len() + statement.params_arrow.as_ref().map_or(0, String::len);
         let later = statement.transaction.is_none()
-            && statement.params_arrow.is_none()
-            && statement.sql.len() <= MAX_CARRIED_BYTES
+            && bytes <= MAX_CARRIED_BYTES
             && is_one_read(&statement.sql)
             && self.session(call, None, false).await?.is_none();
         if !later {
             return Ok(None);
         }
-        decoded(self.describe(call, &statement.sql, None).await?.schema)
+        let described = self.describe(call, statement).await?;
+        if described.exact { decoded(described.schema) } else { Ok(None) }
     }
 
     /// What a statement is and returns; nothing runs.
-    pub(super) async fn describe(
-        self: &Arc<Self>,
-        call: &Call,
-        sql: &str,
-        transaction: Option<Uuid>,
-    ) -> Result<Described, ApiError> {
+    pub(super) async fn describe(self: &Arc<Self>, call: &Call, statement: &Statement) -> Result<Described, ApiError> {
         let build = |session| {
-            let request = QueryRequest { sql: sql.to_owned(), session, ..Default::default() };
-            let asked = Asked::query(Uuid::new_v4(), &request, "application/json")?;
+            let asked = Asked::query(Uuid::new_v4(), &statement.request(session), "application/json")?;
             Ok(Asked { path: "/describe", reads_only: true, ..asked })
         };
-        let (answer, _) = self.run_at(call, transaction, false, build).await?;
+        let (answer, _) = self.run_at(call, statement.transaction, false, build).await?;
         super::run::small(answer).await
     }
 
@@ -116,7 +112,8 @@ impl Flight {
         let build = |session| Asked::stream(id, &statement.request(session));
         let needed = needs_session(&statement.sql);
         let (answer, _used) = self.run_at(call, statement.transaction, needed, build).await?;
-        let (changed, told) = (changed_rows(answer.headers()).unwrap_or(0), told(answer.headers()));
+        let changed = changed_rows(&statement.sql, answer.headers()).unwrap_or(0);
+        let told = told(answer.headers());
         let mut body = answer.into_body();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(broken)?;
