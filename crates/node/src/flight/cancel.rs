@@ -30,7 +30,8 @@ pub(super) struct Cancels(Arc<Mutex<HashMap<(String, Uuid), Entry>>>);
 #[derive(Default)]
 struct Entry {
     token: CancellationToken,
-    streams: usize,
+    /// The queries that run for it: each fetch of a ticket is one of its own.
+    queries: Vec<Uuid>,
     cancelled: Option<Instant>,
 }
 
@@ -38,10 +39,16 @@ struct Entry {
 pub(super) struct Watched {
     cancels: Cancels,
     key: (String, Uuid),
+    query: Uuid,
     token: CancellationToken,
 }
 
 impl Watched {
+    /// The id of the query that this fetch is.
+    pub(super) fn query(&self) -> Uuid {
+        self.query
+    }
+
     pub(super) fn token(&self) -> CancellationToken {
         self.token.clone()
     }
@@ -55,8 +62,8 @@ impl Drop for Watched {
     fn drop(&mut self) {
         let mut all = self.cancels.all();
         if let Some(entry) = all.get_mut(&self.key) {
-            entry.streams -= 1;
-            if entry.streams == 0 && entry.cancelled.is_none() {
+            entry.queries.retain(|query| *query != self.query);
+            if entry.queries.is_empty() && entry.cancelled.is_none() {
                 all.remove(&self.key);
             }
         }
@@ -76,25 +83,27 @@ impl Cancels {
         if entry.cancelled.is_some() {
             return Err(cancelled());
         }
-        entry.streams += 1;
-        Ok(Watched { cancels: self.clone(), key, token: entry.token.clone() })
+        let query = Uuid::new_v4();
+        entry.queries.push(query);
+        Ok(Watched { cancels: self.clone(), key, query, token: entry.token.clone() })
     }
 
-    /// Cancels what runs under the id and what would.
-    fn cancel(&self, principal: &str, id: Uuid) {
+    /// Cancels what runs under the id and what would; gives the queries that run.
+    fn cancel(&self, principal: &str, id: Uuid) -> Vec<Uuid> {
         let mut all = self.all();
         if all.len() >= MOST {
-            all.retain(|_, entry| entry.streams > 0);
+            all.retain(|_, entry| !entry.queries.is_empty());
         }
         let entry = all.entry((principal.to_owned(), id)).or_default();
         entry.cancelled = Some(Instant::now());
         entry.token.cancel();
+        entry.queries.clone()
     }
 
     /// Forgets what can't be asked for any more.
     pub(super) fn expire(&self) {
         let old = |entry: &Entry| entry.cancelled.is_some_and(|at| at.elapsed() > REMEMBERED);
-        self.all().retain(|_, entry| entry.streams > 0 || !old(entry));
+        self.all().retain(|_, entry| !entry.queries.is_empty() || !old(entry));
     }
 }
 
@@ -114,10 +123,11 @@ impl Flight {
                 _ => continue,
             };
             done = CancelStatus::Cancelled;
-            // What does not run, or has ended just now, needs no interrupt.
-            let _ = self.app.running.ask::<IgnoredAny>(&call.principal, id, Method::DELETE).await;
-            self.cancels.cancel(&call.principal.id, id);
             self.held.drop_one(&call, id);
+            for query in self.cancels.cancel(&call.principal.id, id) {
+                // What has ended just now needs no interrupt.
+                let _ = self.app.running.ask::<IgnoredAny>(&call.principal, query, Method::DELETE).await;
+            }
         }
         Ok(done)
     }

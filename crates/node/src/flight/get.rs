@@ -58,7 +58,7 @@ async fn answer(flight: &Arc<Flight>, request: Request) -> Result<Response, ApiE
     let (told, body) = match matter {
         Matter::Read(read) => {
             let response = tokio::select! {
-                response = read_now(flight, call, read) => response?,
+                response = read_now(flight, call, watched.query(), read) => response?,
                 () = watched.cancelled() => return Err(super::cancel::cancelled()),
             };
             (told(response.headers()), response.into_body())
@@ -73,10 +73,8 @@ async fn answer(flight: &Arc<Flight>, request: Request) -> Result<Response, ApiE
     Ok(response)
 }
 
-async fn read_now(flight: &Arc<Flight>, call: Call, read: Read) -> Result<Response, ApiError> {
+async fn read_now(flight: &Arc<Flight>, call: Call, id: Uuid, read: Read) -> Result<Response, ApiError> {
     let call = Call { at: read.at, ..call };
-    // Fetched twice at once, the second is a query of its own.
-    let id = if flight.app.running.knows(read.id) { Uuid::new_v4() } else { read.id };
     let request = QueryRequest { sql: read.sql, params_arrow: read.params_arrow, ..Default::default() };
     flight.run(&call, Asked::stream(id, &request)?).await
 }

@@ -45,7 +45,7 @@ pub(super) enum Matter {
 /// A read without a session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Read {
-    /// The query's id.
+    /// Names the read to those who cancel it.
     pub id: Uuid,
     pub sql: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
