@@ -27,10 +27,10 @@ use uuid::Uuid;
 use crate::{
     buffer::Kept,
     config::EngineConfig,
-    failure::Redactor,
+    failure::{Failure, Redactor},
     format::Format,
     hidden::HiddenWrites,
-    open::{Mart, OpenError},
+    open::{MART, Mart, OpenError},
     params::Params,
     pipe::{PipeBody, pipe},
     pool::Pool,
@@ -38,8 +38,9 @@ use crate::{
     replay::bulk,
     session::Session,
     sessions::{Others, Sessions},
+    sql::gate::OWN_SCHEMA,
     view::View,
-    wire::{ErrorBody, Point, Role},
+    wire::{Code, ErrorBody, Point, Role},
     writers::WriterGate,
 };
 
@@ -266,6 +267,21 @@ impl Engine {
             self.queries.cancel(query, principal, Reason::Cancelled);
         }
         true
+    }
+
+    /// Looks names of a session up in `schema` first. SQL itself may not set anything: what it sets is not the mart's alone.
+    pub fn use_schema(&self, id: Uuid, principal: &str, schema: &str) -> Result<(), Failure> {
+        let hidden = [OWN_SCHEMA, "information_schema", "pg_catalog"];
+        if schema.is_empty() || hidden.iter().any(|name| name.eq_ignore_ascii_case(schema)) {
+            return Err(Failure::new(Code::Invalid, "this is no schema of the mart's"));
+        }
+        let ticket = self.queries.start(Uuid::new_v4(), principal.to_owned(), None);
+        let ticket = ticket.map_err(|_| Failure::from(Reason::Shutdown))?;
+        let mut turn = self.sessions.take(id, ticket.query(), &self.hidden)?;
+        let failed = |error| self.redactor.failure(&error, None);
+        let kept = turn.parts().0.connection(&self.mart).map_err(failed)?;
+        let name = schema.replace('"', "\"\"");
+        kept.connection.execute(&format!("USE {MART}.\"{name}\"")).map_err(failed)
     }
 
     /// Ends idle sessions and transactions.

@@ -32,7 +32,7 @@ use crate::{
     orders,
     queries::Reason,
     sessions, view,
-    wire::{Code, Health, Progress, SessionRequest, ShutdownRequest, exit, header},
+    wire::{Code, Health, Progress, SessionRequest, SessionSettings, ShutdownRequest, exit, header},
 };
 
 use connections::Connections;
@@ -131,6 +131,9 @@ impl Server {
             (method, path) if path.starts_with("/queries/") => {
                 self.running(method, &path["/queries/".len()..], &request)
             }
+            (&Method::POST, path) if path.starts_with("/sessions/") => {
+                self.set_session(&path["/sessions/".len()..], request).await
+            }
             (&Method::DELETE, path) if path.starts_with("/sessions/") => {
                 self.end_session(&path["/sessions/".len()..], &request).await
             }
@@ -147,6 +150,18 @@ impl Server {
         };
         match opened {
             Ok(id) => json(&serde_json::json!({ "session": id })),
+            Err(failure) => failed(&failure),
+        }
+    }
+
+    async fn set_session(&self, id: &str, request: Request<Incoming>) -> Response<Body> {
+        let principal = query::text_header(request.headers(), header::PRINCIPAL).to_owned();
+        let Ok(id) = id.parse::<Uuid>() else { return failed(&sessions::gone()) };
+        match body::<SessionSettings>(request).await {
+            Ok(SessionSettings { schema }) => {
+                let set = move |engine: &Engine| engine.use_schema(id, &principal, &schema);
+                self.by_thread(move |engine| set(engine).map(|()| serde_json::json!({ "session": id }))).await
+            }
             Err(failure) => failed(&failure),
         }
     }

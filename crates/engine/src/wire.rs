@@ -199,6 +199,14 @@ pub struct SessionRequest {
     pub id: Uuid,
 }
 
+/// Body of `POST /sessions/{id}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionSettings {
+    /// Names without a schema are looked up in this one of the mart's first.
+    pub schema: String,
+}
+
 /// What became of the request's effects when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -34,5 +34,6 @@ pub mod server;
 pub mod stores;
 pub mod supervisor;
 pub mod upkeep;
+pub mod vacuum;
 pub mod verify;
 pub mod watcher;

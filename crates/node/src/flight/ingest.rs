@@ -80,7 +80,8 @@ impl Flight {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/vnd.apache.arrow.stream"));
         let fault = Fault::default();
         let body = Body::from_stream(stream_of(upload, fault.clone()));
-        let asked = Asked { id: Uuid::new_v4(), path: "/load", headers, reads_only: false, body };
+        let asked =
+            Asked { id: Uuid::new_v4(), path: "/load", headers, reads_only: false, in_session: used.is_some(), body };
         let answer = self.run(&call, asked).await;
         // The engine knows only that its body broke.
         if let Some(error) = fault.lock().unwrap_or_else(PoisonError::into_inner).take() {

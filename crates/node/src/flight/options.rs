@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use engine::wire::QueryRequest;
+use engine::wire::SessionSettings;
+use http::Method;
 use prost::Message;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use uuid::Uuid;
 
 use super::Flight;
@@ -107,13 +107,15 @@ impl Flight {
     }
 
     async fn use_schema(self: &Arc<Self>, call: &Call, schema: &str) -> Result<(), ApiError> {
-        let sql = format!("USE \"{}\"", schema.replace('"', "\"\""));
-        let ask = |session| {
-            let request = QueryRequest { sql: sql.clone(), session, ..Default::default() };
-            Asked::query(Uuid::new_v4(), &request, "application/json")
-        };
-        let (answer, _) = self.run_at(call, self.current_transaction(call), true, ask).await?;
-        super::run::small::<IgnoredAny>(answer).await.map(|_| ())
+        let settings = SessionSettings { schema: schema.to_owned() };
+        for again in [true, false] {
+            let Some(used) = self.session(call, self.current_transaction(call), true).await? else { break };
+            match self.tell(call, Method::POST, &format!("/sessions/{}", used.id()), &settings).await {
+                Err(error) if error.code == Code::NotFound && again && self.replace(call, &used)? => {}
+                set => return set,
+            }
+        }
+        Err(ApiError::internal("a session that is needed is there", "it is not"))
     }
 
     /// What is set.

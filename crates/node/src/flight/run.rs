@@ -38,6 +38,8 @@ pub(super) struct Asked {
     pub headers: HeaderMap,
     /// Nothing in it can write.
     pub reads_only: bool,
+    /// It runs on a session's connection.
+    pub in_session: bool,
     pub body: Body,
 }
 
@@ -46,7 +48,8 @@ impl Asked {
     pub(super) fn query(id: Uuid, request: &QueryRequest, accept: &'static str) -> Result<Self, ApiError> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
-        Ok(Self { id, path: "/query", headers, reads_only: only_reads(&request.sql), body: json(request)? })
+        let (reads_only, in_session) = (only_reads(&request.sql), request.session.is_some());
+        Ok(Self { id, path: "/query", headers, reads_only, in_session, body: json(request)? })
     }
 
     /// A query whose answer is a stream for the client.
@@ -59,8 +62,8 @@ impl Flight {
     /// Runs it for the caller. An answer that is an error comes back as one.
     pub(super) async fn run(&self, call: &Call, asked: Asked) -> Result<Response, ApiError> {
         let app = &self.app;
-        let Asked { id, path, mut headers, reads_only, body } = asked;
-        if let (Some(key), false) = (&call.idempotency_key, reads_only) {
+        let Asked { id, path, mut headers, reads_only, in_session, body } = asked;
+        if let (Some(key), false) = (&call.idempotency_key, reads_only || in_session) {
             headers.insert(HeaderName::from_static(header::IDEMPOTENCY_KEY), key.clone());
         }
         let ask = Ask {
@@ -83,7 +86,8 @@ impl Flight {
             router::query_past(&live, &ask, body).await?.map(|body| entry.until_sent(body))
         } else {
             let mart = app.mart(&call.mart).await?;
-            if mart.holds_writers() && !reads_only {
+            // A transaction that is under way is what a checkpoint waits for.
+            if mart.holds_writers() && !reads_only && !in_session {
                 mart.writers_may_pass().await;
             }
             let live = mart.live().await?;

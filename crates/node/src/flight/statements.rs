@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo};
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -22,7 +23,9 @@ use super::frames::schema_message;
 use super::get::{broken, failure, ticket_of};
 use super::paper::{Matter, Read};
 use super::run::{Asked, changed_rows, is_one_read, needs_session, only_reads, told, with_metadata};
+use super::sessions::Used;
 use crate::error::{ApiError, Code};
+use crate::vacuum::{is_vacuum, vacuumed};
 
 /// A longer read is held by the node rather than carried in its ticket.
 const MAX_CARRIED_BYTES: usize = 64 << 10;
@@ -64,14 +67,29 @@ impl Flight {
             return Ok(tonic::Response::new(flight_info(schema, ticket, -1, descriptor)));
         }
         let id = Uuid::new_v4();
-        let needed = needs_session(&statement.sql);
-        let build = |session| Asked::stream(id, &statement.request(session));
-        let (answer, used) = self.run_at(call, statement.transaction, needed, build).await?;
+        let (answer, used) = self.execute(call, id, &statement).await?;
         let told = told(answer.headers());
         let changed = changed_rows(&statement.sql, answer.headers()).unwrap_or(-1);
         let outline = self.held.hold(call, id, answer, used).await?;
         let ticket = self.seal().await?.ticket(call, Matter::Held(outline.id))?;
         Ok(with_metadata(flight_info(outline.schema, ticket, changed, descriptor), told))
+    }
+
+    /// Runs it where it belongs.
+    async fn execute(
+        self: &Arc<Self>,
+        call: &Call,
+        id: Uuid,
+        statement: &Statement,
+    ) -> Result<(Response, Option<Used>), ApiError> {
+        let Statement { sql, transaction, .. } = statement;
+        if transaction.is_none() && is_vacuum(call.role, sql) {
+            let mart = self.app.mart(&call.mart).await?;
+            let request = QueryRequest { sql: vacuumed(mart.orders()).await?, ..Default::default() };
+            return Ok((self.run(call, Asked::stream(id, &request)?).await?, None));
+        }
+        let build = |session| Asked::stream(id, &statement.request(session));
+        self.run_at(call, *transaction, needs_session(sql), build).await
     }
 
     /// The schema of a read that can wait for its ticket: one that depends on no session, whose types are known before it runs.
@@ -108,10 +126,7 @@ impl Flight {
         call: &Call,
         statement: &Statement,
     ) -> Result<(i64, HeaderMap), ApiError> {
-        let id = Uuid::new_v4();
-        let build = |session| Asked::stream(id, &statement.request(session));
-        let needed = needs_session(&statement.sql);
-        let (answer, _used) = self.run_at(call, statement.transaction, needed, build).await?;
+        let (answer, _used) = self.execute(call, Uuid::new_v4(), statement).await?;
         let changed = changed_rows(&statement.sql, answer.headers()).unwrap_or(0);
         let told = told(answer.headers());
         let mut body = answer.into_body();

@@ -20,10 +20,9 @@ use uuid::Uuid;
 use super::{App, Caller, Shared, mart_id, parse_object, read_body};
 use crate::auth::Principal;
 use crate::error::{ApiError, Code};
-use crate::marts::OpenMart;
 use crate::names::MartId;
-use crate::orders::{Order, Swap, give};
 use crate::router::{self, Ask, Durability};
+use crate::vacuum::{is_vacuum, vacuumed};
 
 /// The public body. What it borrows is only looked at here; the engine reads the bytes again.
 #[derive(Deserialize)]
@@ -105,7 +104,7 @@ pub(super) async fn check(
             return Err(ApiError::new(Code::Invalid, "`Idempotency-Key` does not go with `session`")
                 .hint("a transaction that was not answered is looked for before it is sent again"));
         }
-        if is_vacuum(&ask, &parsed.sql) {
+        if is_vacuum(ask.role, &parsed.sql) {
             return Err(ApiError::new(Code::Invalid, "VACUUM does not run in a session").hint("send it without"));
         }
     }
@@ -132,31 +131,17 @@ pub(super) async fn answer(app: &App, checked: Checked) -> Result<Response, ApiE
     if session.is_none() && mart.holds_writers() && !ask.reads_only {
         mart.writers_may_pass().await;
     }
-    let (ask, body) = match is_vacuum(&ask, &sql) {
-        true => (Ask { reads_only: true, ..ask }, vacuumed(&mart).await?),
+    let (ask, body) = match is_vacuum(ask.role, &sql) {
+        true => {
+            let sql = vacuumed(mart.orders()).await?;
+            (Ask { reads_only: true, ..ask }, serde_json::json!({ "sql": sql }).to_string().into())
+        }
         false => (ask, body),
     };
     let live = mart.live().await?;
     let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
     let response = router::query(&mart, live, &ask, body.into(), app.config.durable_wait).await?;
     Ok(response.map(|body| entry.until_sent(body)))
-}
-
-/// Whether an administrator asks for a vacuum in SQL: DuckDB's own gives no space back.
-fn is_vacuum(ask: &Ask, sql: &str) -> bool {
-    let alone = |statements: Vec<engine::sql::Statement<'_>>| matches!(statements.as_slice(), [one] if one.kind == Kind::Vacuum && one.first == "vacuum" && one.text.split_whitespace().count() == 1);
-    ask.role == Role::Admin && engine::sql::split(sql).is_ok_and(alone)
-}
-
-/// Vacuums; the query that tells what came of it, in whatever form was asked for.
-async fn vacuumed(mart: &OpenMart) -> Result<Bytes, ApiError> {
-    let swapped = give(mart.orders(), |reply| Order::Swap(Swap::Vacuum { reply })).await?;
-    let done = swapped.compacted.ok_or_else(|| ApiError::internal("a vacuum has figures", "none"))?;
-    let sql = format!(
-        "SELECT {}::UBIGINT AS bytes_before, {}::UBIGINT AS bytes_after, {}::UBIGINT AS tables, {}::UBIGINT AS rows",
-        done.bytes_before, done.bytes_after, done.tables, done.rows
-    );
-    Ok(serde_json::json!({ "sql": sql }).to_string().into())
 }
 
 /// The id that the client chose, else a new one.
