@@ -20,7 +20,7 @@ use crate::{
     hidden::HiddenWrites,
     queries::{Query, Reason},
     session::{Session, Transaction},
-    wire::Code,
+    wire::{Code, NO_SESSION},
 };
 
 /// How often a request that waits for its turn looks whether it was cancelled.
@@ -240,7 +240,7 @@ impl Drop for Waits<'_> {
 
 /// There is no such session for that principal.
 pub fn gone() -> Failure {
-    Failure::new(Code::NotFound, "no such session").hint("it may have ended: sessions end when nobody uses them")
+    Failure::new(Code::NotFound, NO_SESSION).hint("it may have ended: sessions end when nobody uses them")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -199,6 +199,9 @@ pub struct SessionRequest {
     pub id: Uuid,
 }
 
+/// What an engine says of a session that it does not have, or not any more.
+pub const NO_SESSION: &str = "no such session";
+
 /// Body of `POST /sessions/{id}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

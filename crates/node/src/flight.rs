@@ -107,7 +107,7 @@ pub fn routes(flight: Arc<Flight>) -> Router {
 /// Gives clients that keep cookies one that names their place, so that it outlives their connection.
 async fn with_cookie(request: Request, next: Next) -> Response {
     let place = request.extensions().get::<ConnectionId>().map(|connection| connection.id);
-    let has_one = call::cookie(request.headers()).is_some();
+    let has_one = call::cookie(request.headers()).is_some() || request.headers().contains_key(call::SESSION);
     let mut response = next.run(request).await;
     if let (Some(place), false) = (place, has_one)
         && let Ok(cookie) = HeaderValue::from_str(&format!("{}={place}; Path=/; HttpOnly", call::SESSION))

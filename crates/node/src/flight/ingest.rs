@@ -20,6 +20,7 @@ use super::call::Call;
 use super::frames::{END_OF_STREAM, ipc_pieces};
 use super::put::{Upload, cut};
 use super::run::{Asked, told};
+use super::sessions::is_gone;
 use crate::error::{ApiError, Code};
 
 /// The mart, as clients know it.
@@ -87,10 +88,16 @@ impl Flight {
         if let Some(error) = fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(error);
         }
-        let answer = answer?;
+        if let (Err(error), Some(used)) = (&answer, &used)
+            && is_gone(error)
+        {
+            // The next one gets another; the stream of this one is spent.
+            self.replace(&call, used)?;
+        }
         if let Some(used) = &used {
             used.touch();
         }
+        let answer = answer?;
         let told = told(answer.headers());
         let loaded: Loaded = super::run::small(answer).await?;
         Ok((loaded.rows, told))

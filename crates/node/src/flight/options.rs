@@ -13,7 +13,7 @@ use super::Flight;
 use super::call::Call;
 use super::ingest::CATALOG;
 use super::run::Asked;
-use super::sessions::in_session;
+use super::sessions::{in_session, is_gone};
 use crate::error::{ApiError, Code};
 
 /// A value of an option: `Flight.proto`'s `SessionOptionValue`.
@@ -111,7 +111,7 @@ impl Flight {
         for again in [true, false] {
             let Some(used) = self.session(call, self.current_transaction(call), true).await? else { break };
             match self.tell(call, Method::POST, &format!("/sessions/{}", used.id()), &settings).await {
-                Err(error) if error.code == Code::NotFound && again && self.replace(call, &used)? => {}
+                Err(error) if is_gone(&error) && again && self.replace(call, &used)? => {}
                 set => return set,
             }
         }

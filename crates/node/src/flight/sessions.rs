@@ -8,13 +8,13 @@
 //! A session ends with its place: at `CloseSession`, when the connection closes, or by the engine when it is idle. What was open is
 //! rolled back. One whose answers are still being sent lives until they are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use axum::response::Response;
-use engine::wire::{QueryRequest, SessionRequest};
+use engine::wire::{NO_SESSION, QueryRequest, SessionRequest};
 use http::{HeaderMap, Method};
 use serde::de::IgnoredAny;
 use tokio::sync::{OnceCell, mpsc};
@@ -48,6 +48,8 @@ pub(super) struct Sessions {
 struct Inner {
     places: HashMap<Key, Arc<Seat>>,
     transactions: HashMap<Uuid, Arc<Transaction>>,
+    /// Places that end with a connection.
+    watched: HashSet<Key>,
 }
 
 /// A session that nobody uses any more.
@@ -247,8 +249,8 @@ impl Flight {
                 match answer {
                     Ok(answer) => Ok(told(answer.headers())),
                     // The session is gone, and what was open with it.
-                    Err(error) if error.code == Code::NotFound && !commit => Ok(HeaderMap::new()),
-                    Err(error) if error.code == Code::NotFound => Err(lost()),
+                    Err(error) if is_gone(&error) && !commit => Ok(HeaderMap::new()),
+                    Err(error) if is_gone(&error) => Err(lost()),
                     Err(error) => Err(error),
                 }
             }
@@ -270,6 +272,13 @@ impl Flight {
             let found = found.filter(|found| found.belongs_to(call)).ok_or_else(no_transaction)?;
             return self.within(call, found).await.map(Some);
         }
+        match call.at {
+            Some(_) if needed => {
+                return Err(ApiError::new(Code::Invalid, "an earlier moment has no sessions"));
+            }
+            Some(_) => return Ok(None),
+            None => {}
+        }
         let (seat, new) = {
             let mut inner = self.sessions.inner();
             match inner.places.get(&key(call)) {
@@ -280,9 +289,6 @@ impl Flight {
                 _ => return Ok(None),
             }
         };
-        if call.at.is_some() {
-            return Err(ApiError::new(Code::Invalid, "an earlier moment has no sessions"));
-        }
         if new {
             self.watch(call);
         }
@@ -324,7 +330,7 @@ impl Flight {
             match transaction.begun_in(used.id()).get_or_try_init(begin).await {
                 Ok(()) => return Ok(used),
                 // The session was idle for too long.
-                Err(error) if error.code == Code::NotFound && again => self.replace(call, &used).map(|_| ())?,
+                Err(error) if is_gone(&error) && again => self.replace(call, &used).map(|_| ())?,
                 Err(error) => return Err(error),
             }
         }
@@ -349,7 +355,7 @@ impl Flight {
             let used = self.session(call, transaction, needed).await?;
             let answer = self.run(call, asked(used.as_ref().map(Used::id))?).await;
             match (answer, &used) {
-                (Err(error), Some(used)) if error.code == Code::NotFound && again => {
+                (Err(error), Some(used)) if is_gone(&error) && again => {
                     if !self.replace(call, used)? {
                         return Err(error);
                     }
@@ -410,10 +416,14 @@ impl Flight {
     /// Ends a place with its connection.
     fn watch(self: &Arc<Self>, call: &Call) {
         let Some(closed) = call.place.closed.clone() else { return };
+        if !self.sessions.inner().watched.insert(key(call)) {
+            return;
+        }
         let (flight, call): (Weak<Self>, _) = (Arc::downgrade(self), call.clone());
         tokio::spawn(async move {
             closed.cancelled().await;
             if let Some(flight) = flight.upgrade() {
+                flight.sessions.inner().watched.remove(&key(&call));
                 flight.close(&call).await;
             }
         });
@@ -482,6 +492,11 @@ pub(super) fn in_session(sql: &str, session: Uuid) -> QueryRequest {
 
 fn key(call: &Call) -> Key {
     (call.principal.id.clone(), call.mart.clone(), call.place.id)
+}
+
+/// Whether an engine has closed the session.
+pub(super) fn is_gone(error: &ApiError) -> bool {
+    error.code == Code::NotFound && *error.message == *NO_SESSION
 }
 
 fn no_transaction() -> ApiError {

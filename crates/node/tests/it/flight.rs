@@ -247,13 +247,23 @@ async fn a_load_that_is_cut_leaves_nothing() {
         }
     }
     uploading.cut();
+    // The stream is reset, and its connection goes on.
+    let (sent, waiting) = tokio::sync::oneshot::channel();
+    let begun = futures::stream::iter(upload("reset", 100)).chain(futures::stream::once(async move {
+        let _ = sent.send(());
+        std::future::pending().await
+    }));
+    tokio::select! {
+        result = client.put(begun) => panic!("it has not ended: {result:?}"),
+        _ = waiting => {}
+    }
     // A message whose body is shorter than it says.
     let mut lying = upload("lying", 2);
     let last = lying.last_mut().expect("there are batches");
     last.data_body = last.data_body.slice(..8);
     let error = client.put(futures::stream::iter(lying)).await.expect_err("it is refused");
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
-    let names = "SELECT count(*) FROM duckdb_tables() WHERE table_name IN ('cut', 'lying')";
+    let names = "SELECT count(*) FROM duckdb_tables() WHERE table_name IN ('cut', 'reset', 'lying')";
     assert_eq!(count(&server, names).await, 0);
     assert_eq!(count(&server, "SELECT count(*) FROM whole").await, 10_000);
 }
@@ -312,4 +322,43 @@ async fn what_is_not_there_says_so() {
     assert_eq!(client.act("Nonsense", Vec::new()).await.expect_err("unknown").code(), Code::InvalidArgument);
     let poll = client.stub().poll_flight_info(client.request(FlightDescriptor::default())).await;
     assert_eq!(poll.expect_err("it is not there").code(), Code::Unimplemented);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_about_a_mart_of_another_node_are_answered_there() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("it is bound");
+    let (place, short) = (port.to_string(), ("TARN_TAKEOVER_AFTER", "5s"));
+    let first = TestServer::start_with(&[short, ("TARN_ADVERTISE", &place), ("TARN_LISTEN", &place)]).await;
+    first.query("CREATE TABLE t AS SELECT 1 AS a").await.rows();
+    let store = format!("file:{}", first.objects_dir().display());
+    let second = TestServer::start_with(&[short, ("TARN_STORE", &store)]).await;
+
+    let client = Client::connect(second.address()).await;
+    let insert = client.execute("INSERT INTO t VALUES (2)").await.expect("it is sent on");
+    assert_eq!(client.count(&insert).await.expect("the answer is there"), 1);
+    let many = client.execute("SELECT i, 'some bytes ' || i FROM range(300000) r(i)").await.expect("it is described");
+    assert_eq!(client.count(&many).await.expect("it streams through"), 300_000);
+    assert_eq!(client.put(futures::stream::iter(upload("loaded", 10))).await.expect("so does an upload"), 10_000);
+    assert_eq!(client.execute("SELECT nothing").await.expect_err("an error is told").code(), Code::InvalidArgument);
+    let late = client.execute("SELECT CASE WHEN i = 3000000 THEN error('late') END FROM range(4000000) r(i)").await;
+    let late = client.count(&late.expect("it is described")).await.expect_err("it fails in the middle");
+    assert!(late.message().contains("late"), "{late}");
+
+    // Two clients of one node are two places at the other, and what one has open ends with its connection.
+    client.execute("CREATE TEMP TABLE mine AS FROM range(5)").await.expect("it runs");
+    client.execute("FROM mine").await.expect("the table is the connection's");
+    let other = Client::connect(second.address()).await;
+    assert_eq!(other.execute("FROM mine").await.expect_err("it is another's").code(), Code::InvalidArgument);
+    let transaction = client.begin().await.expect("it begins");
+    let insert =
+        |query: &str| CommandStatementUpdate { query: query.to_owned(), transaction_id: Some(transaction.clone()) };
+    client.update_by(insert("INSERT INTO t VALUES (3)")).await.expect("it runs");
+    client.cut();
+    while let Err(error) = other.update("UPDATE t SET a = a + 1").await {
+        assert_eq!(error.code(), Code::Aborted, "{error}");
+    }
+    while other.update_by(insert("SELECT 1")).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(count(&first, "SELECT count(*) FROM t").await, 2);
 }
