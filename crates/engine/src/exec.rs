@@ -10,6 +10,7 @@
 mod describe;
 mod keep;
 mod keyed;
+pub mod load;
 mod script;
 mod stream;
 
@@ -30,6 +31,7 @@ use crate::{
     failure::{Failure, Redactor},
     format::Format,
     hidden::HiddenWrites,
+    load::{groups, spool::Spool},
     open::{MART, Mart, OpenError},
     params::Params,
     pipe::{PipeBody, pipe},
@@ -64,6 +66,8 @@ pub struct Engine {
     pub(crate) redactor: Redactor,
     keys: keyed::Keys,
     temp_dir: PathBuf,
+    limits: groups::Limits,
+    spool: Arc<Spool>,
 }
 
 /// What a client asked for.
@@ -172,6 +176,8 @@ impl Engine {
             redactor: Redactor::new(config),
             keys: keyed::Keys::default(),
             temp_dir: config.temp_dir.clone(),
+            limits: groups::Limits::of(config.memory_limit_bytes, config.threads),
+            spool: Spool::open(&config.temp_dir, config.max_temp_bytes)?,
         })
     }
 

@@ -136,6 +136,11 @@ impl Columns {
         arrow::schema_message(self)
     }
 
+    /// Name and type, column by column.
+    pub(crate) fn into_pairs(self) -> Vec<(String, Type)> {
+        self.columns
+    }
+
     fn types(&self) -> impl Iterator<Item = &Type> {
         self.columns.iter().map(|(_, ty)| ty)
     }

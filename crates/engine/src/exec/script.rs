@@ -13,7 +13,7 @@ use crate::{
     replay::{self, Refusal, bulk},
     session::{self, Transaction},
     sessions::Others,
-    sql::{Kind, Statement, gate, lexer::TokenKind},
+    sql::{self, Kind, Statement, gate, lexer::TokenKind},
     wire::{Code, Point, Role},
     writers::{NotEntered, WriterPass},
 };
@@ -307,12 +307,22 @@ impl<'a> Run<'a> {
         self.kept.close(&self.engine.hidden)
     }
 
-    fn execute(&mut self, statement: &Statement<'_>, answers: bool) -> Result<Option<Kept>, Failure> {
+    /// Runs DDL that the engine itself wrote, under the rules for a client's.
+    pub fn own_ddl(&mut self, text: &str) -> Result<(), Failure> {
+        let statements = sql::split(text).map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
+        for statement in &statements {
+            self.before_change(text, statement)?;
+        }
+        self.kept.connection.execute(text).map_err(|error| self.duck(&error))
+    }
+
+    /// Before a statement of `script` runs that may change the catalog.
+    fn before_change(&mut self, script: &str, statement: &Statement<'_>) -> Result<(), Failure> {
         let mut names = self.kept.open().map(|open| std::mem::take(&mut open.names)).unwrap_or_default();
         let checked = match replay::concerns(statement) {
             true => {
                 let logged = || self.engine.mart.commits.names();
-                replay::check(&self.kept.connection, &self.request.sql, statement, logged, &mut names)
+                replay::check(&self.kept.connection, script, statement, logged, &mut names)
             }
             false => Ok(()),
         };
@@ -335,6 +345,12 @@ impl<'a> Run<'a> {
             // Temporary objects would be seen by the connection's next request.
             self.kept.used_up |= self.session.is_none() && statement.text.to_ascii_lowercase().contains("temp");
         }
+        Ok(())
+    }
+
+    fn execute(&mut self, statement: &Statement<'_>, answers: bool) -> Result<Option<Kept>, Failure> {
+        let request = self.request;
+        self.before_change(&request.sql, statement)?;
         let takes = takes_parameters(statement);
         if answers {
             return self.collect(statement.text, takes, !statement.kind.is_read()).map(Some);
@@ -436,7 +452,7 @@ impl<'a> Run<'a> {
 
 /// A session's transaction that the server ended.
 fn lost() -> Failure {
-    Failure::new(Code::Conflict, "the transaction was rolled back because it was idle for too long")
+    Failure::new(Code::Conflict, "the transaction was rolled back: it was idle for too long, or a load in it failed")
         .hint("ROLLBACK, then begin it again")
         .transient()
 }
