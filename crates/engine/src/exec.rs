@@ -11,6 +11,7 @@ mod describe;
 mod keep;
 mod keyed;
 pub mod load;
+mod parquet;
 mod script;
 mod stream;
 

@@ -13,4 +13,14 @@ pub mod scan;
 pub mod shape;
 pub mod spool;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 pub use reader::read_failure;
+
+use crate::{failure::Failure, wire::Code};
+
+/// Runs what may panic on bytes that nobody vouches for, as Arrow's code does in places.
+pub fn guarded<T>(call: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err(Failure::new(Code::Invalid, "the body can't be decoded: it contradicts itself")))
+}

@@ -7,7 +7,7 @@ use crate::{
     commit::CommitError,
     duck::{DuckError, ErrorKind, Prepared, ResultKind},
     failure::Failure,
-    format::{Columns, Encoder, Options},
+    format::{Columns, Encoder, Format, Options},
     params::{self, Params, Set, arrow::Rows},
     queries::{Query, Reason},
     replay::{self, Refusal, bulk},
@@ -18,7 +18,7 @@ use crate::{
     writers::{NotEntered, WriterPass},
 };
 
-use super::{Done, Engine, Reply, Request, describe, keep, keyed, stream::no_sets};
+use super::{Done, Engine, Reply, Request, describe, keep, keyed, parquet, stream::no_sets};
 
 /// Stands for the result of a script that has none, as DuckDB itself says it.
 const NO_RESULT: &str = "SELECT true AS Success WHERE false";
@@ -72,6 +72,7 @@ impl<'a> Run<'a> {
             return describe::run(self, statements).map(Done::Whole);
         }
         self.check_parameters(statements)?;
+        parquet::check(self, statements)?;
         if self.request.keep {
             return keep::run(self, statements).map(Done::Whole);
         }
@@ -87,6 +88,9 @@ impl<'a> Run<'a> {
                 return Err(place(reason.into()));
             }
             let answers = answer_at == Some(index);
+            if answers && self.request.format == Format::Parquet {
+                return parquet::run(self, statement).map_err(place);
+            }
             let alone = self.session.is_some() || !self.kept.in_transaction();
             if answers && index + 1 == statements.len() && statement.kind.is_read() && alone {
                 return self.stream(statement, reply).map_err(place);

@@ -4,12 +4,7 @@
 //! beyond the message is refused first. **Invariants:** no length in the stream makes an allocation before its bytes are here; a batch
 //! that comes out is valid in every offset, index and text; a stream without its end mark is an error.
 
-use std::{
-    collections::HashMap,
-    io::Read,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::{collections::HashMap, io::Read, sync::Arc};
 
 use arrow_array::{ArrayRef, RecordBatch};
 use arrow_buffer::{Buffer, MutableBuffer};
@@ -186,11 +181,7 @@ fn check(batch: &arrow_ipc::RecordBatch<'_>, body_bytes: usize) -> Result<(), Fa
 
 /// The decoder's own checks end in errors or panics.
 fn guarded<T>(decode: impl FnOnce() -> Result<T, ArrowError>) -> Result<T, Failure> {
-    match catch_unwind(AssertUnwindSafe(decode)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(invalid(&format!("it can't be decoded: {error}"))),
-        Err(_) => Err(invalid("it can't be decoded")),
-    }
+    super::guarded(|| decode().map_err(|error| invalid(&format!("it can't be decoded: {error}"))))
 }
 
 fn invalid(why: &str) -> Failure {

@@ -10,7 +10,9 @@ use arrow_array::{
     Array, ArrayRef, GenericListViewArray, OffsetSizeTrait, RecordBatch, RecordBatchOptions, cast::AsArray, types::*,
 };
 use arrow_cast::{CastOptions, cast_with_options};
-use arrow_schema::{ArrowError, DataType, Field, FieldRef, Fields, IntervalUnit, Schema, SchemaRef, TimeUnit, UnionMode};
+use arrow_schema::{
+    ArrowError, DataType, Field, FieldRef, Fields, IntervalUnit, Schema, SchemaRef, TimeUnit, UnionMode,
+};
 
 use crate::{failure::Failure, wire::Code};
 
@@ -36,6 +38,9 @@ impl Shape {
     pub fn of(schema: &SchemaRef) -> Result<Self, Failure> {
         let (mut staged, mut to) = (Vec::new(), Vec::new());
         for field in schema.fields() {
+            if field.name().contains('\0') {
+                return Err(Failure::new(Code::Invalid, "a column's name holds a NUL character"));
+            }
             let ty = target(field.data_type(), 0).map_err(|why| {
                 let message = format!("column `{}` of type {} can't be loaded: {why}", field.name(), field.data_type());
                 Failure::new(Code::Invalid, message)
@@ -55,7 +60,7 @@ impl Shape {
 
     /// Brings the nested columns of a whole batch into shape: their slices share what is inside of them.
     pub fn stage(&self, batch: &RecordBatch) -> Result<RecordBatch, Failure> {
-        self.apply(batch, &self.from, &self.staged, |ty| !is_flat(ty))
+        super::guarded(|| self.apply(batch, &self.from, &self.staged, |ty| !is_flat(ty)))
     }
 
     /// Brings the flat columns of a slice of a staged batch into shape.
@@ -127,6 +132,16 @@ fn target(ty: &DataType, depth: usize) -> Result<DataType, String> {
         return Err(format!("it nests deeper than {MAX_DEPTH} levels"));
     }
     let inner = |field: &FieldRef| child(field, depth);
+    let has_nul = |field: &FieldRef| field.name().contains('\0');
+    let unreadable = match ty {
+        DataType::Struct(fields) => fields.iter().any(has_nul),
+        DataType::Union(fields, _) => fields.iter().any(|(_, field)| has_nul(field)),
+        DataType::Timestamp(_, Some(zone)) => zone.contains('\0'),
+        _ => false,
+    };
+    if unreadable {
+        return Err("a name in it holds a NUL character".to_owned());
+    }
     Ok(match ty {
         DataType::Float16 => DataType::Float32,
         DataType::Decimal32(precision, scale)
@@ -165,7 +180,7 @@ fn target(ty: &DataType, depth: usize) -> Result<DataType, String> {
                 }
                 _ => return Err("a map's entries are a key and a value".to_owned()),
             };
-            DataType::Map(Arc::new(Field::new(entries.name(), entry, false)), *sorted)
+            DataType::Map(Arc::new(Field::new("entries", entry, false)), *sorted)
         }
         DataType::Union(fields, UnionMode::Sparse) => {
             let in_order = (0..).zip(fields.iter()).all(|(index, (id, _))| index == id);
@@ -181,7 +196,7 @@ fn target(ty: &DataType, depth: usize) -> Result<DataType, String> {
 }
 
 fn child(field: &FieldRef, depth: usize) -> Result<FieldRef, String> {
-    Ok(Arc::new(Field::new(field.name(), target(field.data_type(), depth + 1)?, true)))
+    Ok(Arc::new(Field::new(field.name().replace('\0', " "), target(field.data_type(), depth + 1)?, true)))
 }
 
 /// Refuses values that the type allows in Arrow and not in DuckDB.
@@ -191,7 +206,9 @@ fn check(array: &ArrayRef) -> Result<(), ArrowError> {
     };
     let day = |per_second: i64, value: i64| (0..=DAY_SECONDS * per_second).contains(&value);
     match array.data_type() {
-        DataType::Decimal128(precision, _) => array.as_primitive::<Decimal128Type>().validate_decimal_precision(*precision),
+        DataType::Decimal128(precision, _) => {
+            array.as_primitive::<Decimal128Type>().validate_decimal_precision(*precision)
+        }
         DataType::Time32(TimeUnit::Second) => {
             time(array.as_primitive::<Time32SecondType>().iter().flatten().all(|value| day(1, value.into())))
         }

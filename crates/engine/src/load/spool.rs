@@ -71,6 +71,11 @@ impl SpoolFile {
         &self.path
     }
 
+    /// How many bytes were written into it.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Copies all of `reader`, each piece seen by `check` before.
     pub fn fill(
         &mut self,
@@ -97,6 +102,11 @@ impl SpoolFile {
             return Err(no_room());
         }
         self.file.write_all(bytes).map_err(full)
+    }
+
+    /// May the file, written by somebody else, have so many bytes?
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.spool.used_bytes().saturating_add(bytes) <= self.spool.limit
     }
 
     /// Counts what somebody else wrote into it, and gives it up as a file without a name.
@@ -159,7 +169,8 @@ fn full(error: io::Error) -> Failure {
     no_room()
 }
 
-fn no_room() -> Failure {
+/// All of the space is used.
+pub(crate) fn no_room() -> Failure {
     Failure::new(Code::Limited, "the server's temporary space is used up")
         .hint("send less at once, or give the mart a larger profile")
         .transient()

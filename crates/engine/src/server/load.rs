@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response, header::{CONTENT_ENCODING, CONTENT_TYPE}};
+use http::{
+    Request, Response,
+    header::{CONTENT_ENCODING, CONTENT_TYPE},
+};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
@@ -41,7 +44,9 @@ pub(super) async fn answer(server: &Server, request: Request<Incoming>) -> Respo
     };
     if !http_body::Body::is_end_stream(&incoming) {
         // A client that is cut off while it sends does not read why.
-        tokio::spawn(tokio::time::timeout(DRAIN, async move { while incoming.frame().await.is_some_and(|frame| frame.is_ok()) {} }));
+        tokio::spawn(tokio::time::timeout(DRAIN, async move {
+            while incoming.frame().await.is_some_and(|frame| frame.is_ok()) {}
+        }));
     }
     query::name(&mut response, id);
     response

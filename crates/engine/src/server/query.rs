@@ -217,8 +217,10 @@ pub(super) fn asked(headers: &HeaderMap) -> Result<Asked, Failure> {
     };
     let accept = text_header(headers, ACCEPT.as_str());
     let format = Format::from_accept(accept).ok_or_else(|| {
-        Failure::new(Code::Invalid, "no format that `Accept` names can be given")
-            .hint("application/json, application/x-ndjson, text/csv or application/vnd.apache.arrow.stream")
+        Failure::new(Code::Invalid, "no format that `Accept` names can be given").hint(
+            "application/json, application/x-ndjson, text/csv, application/vnd.apache.arrow.stream or \
+                 application/vnd.apache.parquet",
+        )
     })?;
     Ok(Asked { id, principal: text_header(headers, header::PRINCIPAL).to_owned(), role, key, timeout_ms, format })
 }

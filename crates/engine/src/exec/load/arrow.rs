@@ -16,6 +16,7 @@ use super::{
 };
 use crate::load::{
     groups::Groups,
+    guarded,
     ipc::IpcReader,
     read_failure,
     reader::BodyReader,
@@ -56,12 +57,7 @@ impl Loading<'_, '_> {
         })
     }
 
-    fn insert_all(
-        &mut self,
-        opened: &Open<'_>,
-        columns: &[Column],
-        said: &Receiver<Said>,
-    ) -> Result<Loaded, Failure> {
+    fn insert_all(&mut self, opened: &Open<'_>, columns: &[Column], said: &Receiver<Said>) -> Result<Loaded, Failure> {
         let first = next(said)?.ok_or_else(no_group)?;
         self.begin()?;
         let target = Target::find(self)?;
@@ -132,27 +128,26 @@ fn no_group() -> Failure {
     Failure::new(Code::Internal, "the body's thread ended early")
 }
 
-fn read(mut groups: Groups<BodyReader<'_>>, sender: &SyncSender<Said>) {
-    loop {
-        match groups.next_group() {
-            // Gone means that nobody wants more.
-            Ok(Some((group, last))) => {
-                if sender.send(Said::Group(group, last)).is_err() {
-                    return;
-                }
-            }
-            Ok(None) => break,
-            Err(failure) => {
-                let _ = sender.send(Said::Failed(failure));
-                return;
-            }
+/// Says all of the body, or why not.
+fn read(groups: Groups<BodyReader<'_>>, sender: &SyncSender<Said>) {
+    let said = match guarded(|| pass_on(groups, sender)) {
+        Ok(true) => Said::Whole,
+        Ok(false) => return,
+        Err(failure) => Said::Failed(failure),
+    };
+    // Gone means that nobody wants to know.
+    let _ = sender.send(said);
+}
+
+/// False if nobody wants more.
+fn pass_on(mut groups: Groups<BodyReader<'_>>, sender: &SyncSender<Said>) -> Result<bool, Failure> {
+    while let Some((group, last)) = groups.next_group()? {
+        if sender.send(Said::Group(group, last)).is_err() {
+            return Ok(false);
         }
     }
-    let mut rest = groups.into_reader().into_rest();
-    let said = match rest.drain() {
-        Ok(0) => Said::Whole,
-        Ok(_) => Said::Failed(Failure::new(Code::Invalid, "bytes follow the end mark of the Arrow stream")),
-        Err(error) => Said::Failed(read_failure(error)),
-    };
-    let _ = sender.send(said);
+    match groups.into_reader().into_rest().drain().map_err(read_failure)? {
+        0 => Ok(true),
+        _ => Err(Failure::new(Code::Invalid, "bytes follow the end mark of the Arrow stream")),
+    }
 }

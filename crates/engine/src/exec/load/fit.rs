@@ -70,8 +70,7 @@ fn castable(from: &Type, to: &Type) -> bool {
         (Kind::Map(from), Kind::Map(to)) => castable(from, to),
         (Kind::Struct(from), Kind::Struct(to)) | (Kind::Union(from), Kind::Union(to)) => {
             let field = |name: &str| to.iter().find(|(field, _)| field.eq_ignore_ascii_case(name));
-            from.len() == to.len()
-                && from.iter().all(|(name, ty)| field(name).is_some_and(|(_, to)| castable(ty, to)))
+            from.len() == to.len() && from.iter().all(|(name, ty)| field(name).is_some_and(|(_, to)| castable(ty, to)))
         }
         (from, to) => family(from).is_some() && family(from) == family(to),
     }

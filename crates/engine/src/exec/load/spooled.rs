@@ -12,9 +12,6 @@ use crate::{
     open::literal,
 };
 
-/// Longest object of NDJSON, and longest line of CSV: DuckDB holds a few of them.
-const MAX_LINE_BYTES: usize = 16 << 20;
-
 impl Loading<'_, '_> {
     pub(super) fn spooled(&mut self, mut body: BodyReader<'_>, media: Media) -> Result<Loaded, Failure> {
         let mut file = self.run.engine.spool.create(match media {
@@ -31,6 +28,13 @@ impl Loading<'_, '_> {
 
     fn from_file(&mut self, file: &SpoolFile, media: Media) -> Result<Loaded, Failure> {
         let target = Target::find(self)?;
+        if file.bytes() == 0 {
+            return match media {
+                // No line is no row; of the other formats something is there always.
+                Media::Ndjson if !target.created => Ok(Loaded { rows: 0, created: false }),
+                _ => Err(Failure::new(Code::Invalid, "the body is empty, and names no columns")),
+            };
+        }
         let path = literal(&file.path().to_string_lossy());
         let found = self.columns_of(&format!("FROM {}", call(media, &path, &[])));
         let found = found.map_err(|failure| match failure.code {
@@ -72,14 +76,14 @@ fn call(media: Media, path: &str, known: &[(String, Type)]) -> String {
             let types = with_types("types", known, plain);
             format!(
                 "read_csv({path}, header = {header}, sample_size = -1, compression = 'none', allow_quoted_nulls = false, \
-                 hive_partitioning = false, max_line_size = {MAX_LINE_BYTES}{types})"
+                 hive_partitioning = false{types})"
             )
         }
         Media::Ndjson => {
             let types = with_types("columns", known, |ty| ty.to_string());
             format!(
                 "read_json({path}, format = 'newline_delimited', records = true, sample_size = -1, \
-                 compression = 'uncompressed', hive_partitioning = false, maximum_object_size = {MAX_LINE_BYTES}{types})"
+                 compression = 'uncompressed', hive_partitioning = false{types})"
             )
         }
     }

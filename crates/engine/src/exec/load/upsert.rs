@@ -53,8 +53,7 @@ impl Upsert {
         let stage = format!("temp.main.{}", quoted(&format!("_tarn_load_{}", Uuid::new_v4().simple())));
         let names = list(columns.iter().map(String::as_str));
         // A request that breaks off rolls it back.
-        loading
-            .execute(&format!("CREATE TEMPORARY TABLE {stage} AS SELECT {names} FROM {} LIMIT 0", target.name))?;
+        loading.execute(&format!("CREATE TEMPORARY TABLE {stage} AS SELECT {names} FROM {} LIMIT 0", target.name))?;
         Ok(Self { stage, target: target.name.clone(), key, columns: columns.to_vec() })
     }
 
@@ -67,8 +66,11 @@ impl Upsert {
             .ask(&format!("SELECT count(*)::VARCHAR FROM {stage} WHERE {}", any_null.join(" OR ")), &[])?
             .concat();
         if nulls != "0" {
-            return Err(Failure::new(Code::Invalid, format!("{nulls} rows of the body have NULL in the key ({shown})"))
-                .hint("each row needs a whole key"));
+            return Err(Failure::new(
+                Code::Invalid,
+                format!("{nulls} rows of the body have NULL in the key ({shown})"),
+            )
+            .hint("each row needs a whole key"));
         }
         let texts: Vec<String> = self.key.iter().map(|name| format!("{}::VARCHAR", quoted(name))).collect();
         let twice = loading

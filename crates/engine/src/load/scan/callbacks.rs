@@ -191,7 +191,8 @@ impl Turn {
 
 /// A panic must not reach DuckDB.
 fn guarded(call: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err("INTERNAL Error: a load's rows can't be read".to_owned()))
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err("INTERNAL Error: a load's rows can't be read".to_owned()))
 }
 
 fn c_text(text: &str) -> CString {

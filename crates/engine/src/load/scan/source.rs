@@ -15,13 +15,7 @@ use arrow_schema::SchemaRef;
 use libduckdb_sys as ffi;
 
 use super::{Group, Piece};
-use crate::{
-    duck::Connection,
-    failure::Failure,
-    format::types::Type,
-    load::shape::Shape,
-    wire::Code,
-};
+use crate::{duck::Connection, failure::Failure, format::types::Type, load::shape::Shape, wire::Code};
 
 /// Where a statement finds the rows of a load.
 pub struct Source {
@@ -80,11 +74,14 @@ pub(super) struct Exported(#[expect(dead_code, reason = "kept alive for DuckDB's
 impl Source {
     /// For batches of `schema`, read by statements on `connection`, which outlives the source.
     pub fn new(connection: &Connection, schema: &SchemaRef) -> Result<Self, Failure> {
+        crate::load::guarded(|| Self::of(connection, schema))
+    }
+
+    fn of(connection: &Connection, schema: &SchemaRef) -> Result<Self, Failure> {
         let shape = Shape::of(schema)?;
         let schema = shape.schema().clone();
-        let mut exported = FFI_ArrowSchema::try_from(schema.as_ref()).map_err(|error| {
-            Failure::new(Code::Invalid, format!("the body's schema can't be used: {error}"))
-        })?;
+        let mut exported = FFI_ArrowSchema::try_from(schema.as_ref())
+            .map_err(|error| Failure::new(Code::Invalid, format!("the body's schema can't be used: {error}")))?;
         let mut converted = Converted(ptr::null_mut());
         // SAFETY: both structs have the layout of Arrow's C data interface; DuckDB reads the schema and keeps nothing of it.
         unsafe {
