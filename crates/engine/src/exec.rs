@@ -32,7 +32,7 @@ use crate::{
     failure::{Failure, Redactor},
     format::Format,
     hidden::HiddenWrites,
-    load::{groups, spool::Spool},
+    load::{groups, places::Places, spool::Spool},
     open::{MART, Mart, OpenError},
     params::Params,
     pipe::{PipeBody, pipe},
@@ -68,6 +68,7 @@ pub struct Engine {
     keys: keyed::Keys,
     temp_dir: PathBuf,
     limits: groups::Limits,
+    loads: Places,
     spool: Arc<Spool>,
 }
 
@@ -178,6 +179,7 @@ impl Engine {
             keys: keyed::Keys::default(),
             temp_dir: config.temp_dir.clone(),
             limits: groups::Limits::of(config.memory_limit_bytes, config.threads),
+            loads: Places::default(),
             spool: Spool::open(&config.temp_dir, config.max_temp_bytes)?,
         })
     }

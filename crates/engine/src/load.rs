@@ -8,6 +8,7 @@ pub mod body;
 pub mod depth;
 pub mod groups;
 pub mod ipc;
+pub mod places;
 pub mod reader;
 pub mod scan;
 pub mod shape;

@@ -18,7 +18,7 @@ mod types;
 mod upsert;
 mod watch;
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use super::{
     Answer, Engine, Failed, Head, Reply, Request, keyed,
@@ -50,6 +50,8 @@ struct Loading<'r, 'a> {
     watch: &'r Watch<'a>,
     /// The transaction was begun for the load, and ends with it.
     own: bool,
+    /// DuckDB is told that the order of rows does not matter.
+    unordered: bool,
     /// Runs once under this key.
     key: Option<&'r str>,
 }
@@ -57,20 +59,18 @@ struct Loading<'r, 'a> {
 impl Engine {
     /// Runs `load` on this thread and answers it. True if the engine has to end. `session` is the thread's own.
     pub fn load(&self, query: &Query, session: &mut Session, load: Load, reply: Reply) -> bool {
-        let mut reply = Some(reply);
-        match load.request.session {
-            None => self.load_on(query, session, None, load, &mut reply),
+        let (answer, fatal) = match load.request.session {
+            None => self.load_on(query, session, None, load),
             Some(id) => match self.sessions.take(id, query, &self.hidden) {
                 Ok(mut turn) => {
                     let (session, others) = turn.parts();
-                    self.load_on(query, session, Some(others), load, &mut reply)
+                    self.load_on(query, session, Some(others), load)
                 }
-                Err(failure) => {
-                    send(&mut reply, Err(Failed { body: failure.body(0, false), commit: None }));
-                    false
-                }
+                Err(failure) => (Err(Failed { body: failure.body(0, false), commit: None }), false),
             },
-        }
+        };
+        send(&mut Some(reply), answer);
+        fatal
     }
 
     fn load_on(
@@ -79,8 +79,7 @@ impl Engine {
         session: &mut Session,
         others: Option<&Others>,
         load: Load,
-        reply: &mut Option<Reply>,
-    ) -> bool {
+    ) -> (Result<Answer, Failed>, bool) {
         let mut progress = Progress::default();
         let request = Request { session: load.request.session, ..Request::new("", Format::Json, load.role) };
         let result = match session.connection(&self.mart) {
@@ -100,14 +99,11 @@ impl Engine {
                 let Kept::Memory(pieces) = outcome.kept else { unreachable!("a load's answer is one line") };
                 let head = self.head(&request, progress.commit);
                 let head = Head { content_type: outcome.content_type, replayed: outcome.replayed, ..head };
-                send(reply, Ok(Answer::Whole(head, pieces)));
-                false
+                (Ok(Answer::Whole(head, pieces)), false)
             }
             Err(failure) => {
-                let fatal = failure.fatal;
                 let body = failure.body(progress.committed, progress.commit.is_some());
-                send(reply, Err(Failed { body, commit: progress.commit }));
-                fatal
+                (Err(Failed { body, commit: progress.commit }), failure.fatal)
             }
         }
     }
@@ -119,8 +115,8 @@ impl Run<'_> {
         let held = key.map(|key| keyed::hold(self, key)).transpose()?;
         let hash = if held.is_some() { Hash::taken() } else { Hash::default() };
         let watch = Watch::new(self.engine, self.query);
-        let idle = Box::new(|waited| watch.idle(waited));
-        let mut body = BodyReader::new(load.body, load.coding, hash.clone(), idle).map_err(read_failure)?;
+        let look = Arc::new(|waited| watch.look(waited));
+        let mut body = BodyReader::new(load.body, load.coding, hash.clone(), look).map_err(read_failure)?;
         if let Some(key) = key {
             if !matches!(self.kept.transaction, Transaction::None) {
                 return Err(Failure::new(Code::Invalid, "under an idempotency key a load is a transaction of its own"));
@@ -135,7 +131,8 @@ impl Run<'_> {
                 return found.ok_or_else(|| gone().hint("send the load again").transient());
             }
         }
-        let mut loading = Loading { run: self, request: &load.request, watch: &watch, own: true, key };
+        let mut loading =
+            Loading { run: self, request: &load.request, watch: &watch, own: true, unordered: false, key };
         let finish = |loading: &mut Loading<'_, '_>, loaded: Loaded| {
             let answer = serde_json::to_vec(&loaded).expect("a plain struct has a JSON form");
             if let Some(key) = key {
@@ -177,13 +174,18 @@ impl<'a> Loading<'_, 'a> {
 
     /// Leaves nothing of it behind.
     fn give_up(&mut self, mut failure: Failure) -> Failure {
-        let inside = self.watch.inside.load(Ordering::Relaxed) && self.run.kept.in_transaction();
-        if !inside || self.run.session.is_none() {
+        if self.run.session.is_none() {
+            self.run.kept.used_up |= self.unordered;
+            return failure;
+        }
+        if !self.watch.inside.load(Ordering::Relaxed) || !self.run.kept.in_transaction() {
             return failure;
         }
         // A connection that can't is closed with its session.
         let _ = self.run.kept.rollback();
         self.run.kept.close(&self.run.engine.hidden);
+        // Not before: in a transaction that failed no statement runs.
+        self.ordered();
         if !self.own {
             self.run.kept.transaction = Transaction::Lost;
             failure.hint = Some(format!(
@@ -192,6 +194,20 @@ impl<'a> Loading<'_, 'a> {
             ));
         }
         failure
+    }
+
+    /// Lets DuckDB use all its threads.
+    fn unordered(&mut self) -> Result<(), Failure> {
+        self.unordered = true;
+        self.execute("SET SESSION preserve_insertion_order = false").map(drop)
+    }
+
+    fn ordered(&mut self) {
+        if self.unordered {
+            let set = self.execute("SET SESSION preserve_insertion_order = true");
+            self.run.kept.used_up |= set.is_err();
+            self.unordered = set.is_err();
+        }
     }
 
     /// Runs a statement of the engine's own; gives how many rows it changed.
@@ -215,4 +231,23 @@ impl<'a> Loading<'_, 'a> {
 /// What makes two loads the same.
 fn fingerprint(request: &LoadRequest, media: Media, hash: &Hash) -> String {
     serde_json::json!(["load", request, media.content_type(), hash.text()]).to_string()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::config::EngineConfig;
+
+    /// An engine in a directory of its own.
+    pub fn engine() -> (tempfile::TempDir, Engine) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let place = |name: &str| dir.path().join(name);
+        let config = serde_json::json!({
+            "db_path": place("mart.db"), "temp_dir": place("tmp"), "home_dir": place("home"), "memory_limit_bytes": 256 << 20,
+            "threads": 1, "max_temp_bytes": 1 << 30, "listen_fd": -1, "life_fd": -1,
+        });
+        let config: EngineConfig = serde_json::from_value(config).expect("a configuration");
+        let engine = Engine::open(&config).expect("opens");
+        (dir, engine)
+    }
 }

@@ -271,13 +271,20 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Refuses a transaction that recovery could not repeat.
+    pub fn check_bulk(&self) -> Result<(), Failure> {
+        if !self.engine.indexed.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        match bulk::check(&self.kept.connection).map_err(|error| self.duck(&error))? {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
     /// Commits the open transaction.
     pub fn commit(&mut self) -> Result<(), Failure> {
-        if self.engine.indexed.load(Ordering::SeqCst)
-            && let Some(failure) = bulk::check(&self.kept.connection).map_err(|error| self.duck(&error))?
-        {
-            return Err(failure);
-        }
+        self.check_bulk()?;
         let commits = &self.engine.mart.commits;
         let kept = &mut *self.kept;
         let result = self.query.shield(|| commits.commit(|| kept.commit()));

@@ -25,10 +25,14 @@ pub struct Limits {
     pub bytes: usize,
 }
 
+/// Groups beside DuckDB's own memory: one that is inserted and one that is read, of each load that runs.
+const MAX_BYTES: u64 = 48 << 20;
+const MIN_BYTES: u64 = 8 << 20;
+
 impl Limits {
     /// For an engine with this much memory and so many threads.
     pub fn of(memory_limit_bytes: u64, threads: u32) -> Self {
-        let bytes = (memory_limit_bytes / 12).clamp(16 << 20, 128 << 20);
+        let bytes = (memory_limit_bytes / 12).clamp(MIN_BYTES, MAX_BYTES);
         Self { rows: ROW_GROUP * threads.clamp(1, 16) as usize, bytes: bytes as usize }
     }
 }

@@ -19,7 +19,7 @@ const CONTINUATION_MARKER: [u8; 4] = [0xff; 4];
 /// Longest message head: schemas of many columns are long.
 const MAX_HEAD_BYTES: usize = 32 << 20;
 /// Bodies above this wait in a file: many writers make one batch of a whole table.
-const MEMORY_BYTES: usize = 64 << 20;
+const MEMORY_BYTES: usize = 32 << 20;
 /// Read at once of a body whose length is only claimed.
 const STEP_BYTES: usize = 4 << 20;
 

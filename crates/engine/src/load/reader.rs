@@ -38,8 +38,8 @@ impl Coding {
     }
 }
 
-/// Called while the client sends nothing, with the time that has passed so; an error ends the wait.
-pub type Idle<'a> = Box<dyn Fn(Duration) -> Result<(), Failure> + Send + 'a>;
+/// Called with each read, and while the client sends nothing with the time that has passed so; an error ends the body.
+pub type Watch<'a> = Arc<dyn Fn(Duration) -> Result<(), Failure> + Send + Sync + 'a>;
 
 /// What a body is known by: the hash of its bytes without the content coding, once it was read to its end.
 #[derive(Clone, Default)]
@@ -70,12 +70,13 @@ impl Hash {
 pub struct BodyReader<'a> {
     inner: Box<dyn Read + Send + 'a>,
     hash: Hash,
+    watch: Watch<'a>,
 }
 
 impl<'a> BodyReader<'a> {
     /// Reads what `receiver` gets.
-    pub fn new(receiver: BodyReceiver, coding: Coding, hash: Hash, idle: Idle<'a>) -> io::Result<Self> {
-        let raw = Raw { receiver, piece: Bytes::new(), idle };
+    pub fn new(receiver: BodyReceiver, coding: Coding, hash: Hash, watch: Watch<'a>) -> io::Result<Self> {
+        let raw = Raw { receiver, piece: Bytes::new(), watch: watch.clone() };
         let inner: Box<dyn Read + Send + 'a> = match coding {
             Coding::Identity => Box::new(raw),
             Coding::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(raw)),
@@ -85,7 +86,7 @@ impl<'a> BodyReader<'a> {
                 Box::new(decoder)
             }
         };
-        Ok(Self { inner, hash })
+        Ok(Self { inner, hash, watch })
     }
 
     /// Reads what is left and drops it; the body has to end well. Gives how many bytes it was.
@@ -97,6 +98,8 @@ impl<'a> BodyReader<'a> {
 impl Read for BodyReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
+        // A client that sends without a pause is stopped as well, and so is a small body that unpacks to a large one.
+        (self.watch)(Duration::ZERO).map_err(Cut)?;
         self.hash.update(&buffer[..read]);
         Ok(read)
     }
@@ -105,13 +108,13 @@ impl Read for BodyReader<'_> {
 struct Raw<'a> {
     receiver: BodyReceiver,
     piece: Bytes,
-    idle: Idle<'a>,
+    watch: Watch<'a>,
 }
 
 impl BufRead for Raw<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.piece.is_empty() {
-            match self.receiver.next(|waited| (self.idle)(waited).map_err(Cut))? {
+            match self.receiver.next(|waited| (self.watch)(waited).map_err(Cut))? {
                 Some(piece) => self.piece = piece,
                 None => break,
             }

@@ -7,6 +7,7 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
+    time::Duration,
 };
 
 use super::{
@@ -20,7 +21,7 @@ use crate::load::{
     ipc::IpcReader,
     read_failure,
     reader::BodyReader,
-    scan::{Group, Open, Source},
+    scan::{Group, Open, ROW_GROUP, Source},
 };
 
 /// What the reading thread says.
@@ -35,6 +36,7 @@ enum Said {
 impl Loading<'_, '_> {
     pub(super) fn arrow(&mut self, body: BodyReader<'_>) -> Result<Loaded, Failure> {
         let engine = self.run.engine;
+        let _place = engine.loads.take(|| self.watch.look(Duration::ZERO))?;
         let reader = IpcReader::open(body, engine.spool.clone())?;
         let was: Vec<Option<String>> =
             reader.schema().fields().iter().map(|field| field.metadata().get(types::KEY).cloned()).collect();
@@ -62,15 +64,11 @@ impl Loading<'_, '_> {
         self.begin()?;
         let target = Target::find(self)?;
         let way = target.way(self, columns)?;
-        let keep_order = first.1;
-        if !keep_order {
-            self.execute("SET SESSION preserve_insertion_order = false")?;
+        if !first.1 {
+            self.unordered()?;
         }
-        let inserted = self.insert_groups(opened, &way, first, said);
-        if !keep_order && self.execute("SET SESSION preserve_insertion_order = true").is_err() {
-            self.run.kept.used_up = true;
-        }
-        let rows = inserted?;
+        let rows = self.insert_groups(opened, &way, first, said)?;
+        self.ordered();
         way.finish(self)?;
         Ok(Loaded { rows, created: target.created })
     }
@@ -89,6 +87,10 @@ impl Loading<'_, '_> {
             }
             rows += group.rows() as u64;
             self.insert_group(opened, group, way)?;
+            if rows >= ROW_GROUP as u64 {
+                // Soon rather than at the end.
+                self.run.check_bulk()?;
+            }
             if last {
                 break;
             }

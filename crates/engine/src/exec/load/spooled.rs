@@ -23,10 +23,10 @@ impl Loading<'_, '_> {
         file.fill(&mut body, |bytes| if media == Media::Ndjson { depth.check(bytes) } else { Ok(()) })?;
         drop(body);
         self.begin()?;
-        self.from_file(&file, media).map_err(|failure| named(failure, &file))
+        self.take_file(&file, media).map_err(|failure| named(failure, &file))
     }
 
-    fn from_file(&mut self, file: &SpoolFile, media: Media) -> Result<Loaded, Failure> {
+    fn take_file(&mut self, file: &SpoolFile, media: Media) -> Result<Loaded, Failure> {
         let target = Target::find(self)?;
         if file.bytes() == 0 {
             return match media {
