@@ -10,6 +10,8 @@
 mod describe;
 mod keep;
 mod keyed;
+pub mod load;
+mod parquet;
 mod script;
 mod stream;
 
@@ -30,6 +32,7 @@ use crate::{
     failure::{Failure, Redactor},
     format::Format,
     hidden::HiddenWrites,
+    load::{groups, places::Places, spool::Spool},
     open::{MART, Mart, OpenError},
     params::Params,
     pipe::{PipeBody, pipe},
@@ -64,6 +67,9 @@ pub struct Engine {
     pub(crate) redactor: Redactor,
     keys: keyed::Keys,
     temp_dir: PathBuf,
+    limits: groups::Limits,
+    loads: Places,
+    spool: Arc<Spool>,
 }
 
 /// What a client asked for.
@@ -172,6 +178,9 @@ impl Engine {
             redactor: Redactor::new(config),
             keys: keyed::Keys::default(),
             temp_dir: config.temp_dir.clone(),
+            limits: groups::Limits::of(config.memory_limit_bytes, config.threads),
+            loads: Places::default(),
+            spool: Spool::open(&config.temp_dir, config.max_temp_bytes)?,
         })
     }
 

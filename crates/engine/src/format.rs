@@ -46,6 +46,8 @@ pub enum Format {
     Arrow,
     /// The same messages as `FlightData`, each framed for gRPC: the data of a `DoGet` as it goes on the wire.
     Flight,
+    /// A Parquet file, which DuckDB writes: no [`Encoder`] does.
+    Parquet,
 }
 
 impl Format {
@@ -57,6 +59,7 @@ impl Format {
             Format::Csv => "text/csv; charset=utf-8; header=present",
             Format::Arrow => "application/vnd.apache.arrow.stream",
             Format::Flight => FLIGHT,
+            Format::Parquet => "application/vnd.apache.parquet",
         }
     }
 
@@ -75,6 +78,7 @@ impl Format {
                 "text/csv" | "text/*" => Format::Csv,
                 "application/vnd.apache.arrow.stream" => Format::Arrow,
                 FLIGHT => Format::Flight,
+                "application/vnd.apache.parquet" => Format::Parquet,
                 _ => continue,
             };
             let weight = pieces.find_map(|piece| piece.strip_prefix("q=")).map_or(1.0, |q| q.parse().unwrap_or(0.0));
@@ -136,12 +140,17 @@ impl Columns {
         arrow::schema_message(self)
     }
 
+    /// Name and type, column by column.
+    pub(crate) fn into_pairs(self) -> Vec<(String, Type)> {
+        self.columns
+    }
+
     fn types(&self) -> impl Iterator<Item = &Type> {
         self.columns.iter().map(|(_, ty)| ty)
     }
 
     /// The names, made different where they are the same: `a`, `a_1`, `a_2`.
-    fn unique_names(&self) -> Vec<String> {
+    pub(crate) fn unique_names(&self) -> Vec<String> {
         let mut taken: HashSet<String> = HashSet::new();
         let all: HashSet<&str> = self.columns.iter().map(|(name, _)| name.as_str()).collect();
         self.columns
@@ -232,6 +241,7 @@ impl Encoder {
             return Err(EncodeError::unsupported(ty));
         }
         let body = match format {
+            Format::Parquet => return Err(EncodeError::value("only the rows of a query can be a Parquet file")),
             Format::Arrow => Body::Arrow(Box::new(arrow::Writer::new(&columns, arrow::Framing::Stream)?)),
             Format::Flight => Body::Arrow(Box::new(arrow::Writer::new(&columns, arrow::Framing::Flight)?)),
             _ => Body::Text(TextBody::new(format, &columns)),

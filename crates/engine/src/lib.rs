@@ -13,6 +13,7 @@ pub mod failure;
 pub mod files;
 pub mod format;
 pub mod hidden;
+pub mod load;
 pub mod open;
 pub mod orders;
 pub mod params;

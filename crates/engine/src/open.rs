@@ -4,12 +4,13 @@
 //! settings matters and is that of the measurements: open-time settings, the extension, limits, secret, ATTACH, and the lock last.
 //! Not here: which SQL may run (`sql::gate`), what the gateway allows.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, sync::Arc};
 
 use crate::{
     commit::Commits,
     config::{EngineConfig, GatewayConfig},
     duck::{Connection, Database, DuckError},
+    load::{scan::Sources, spool::Spool},
     view::{self, View},
     wal,
 };
@@ -31,6 +32,9 @@ const SESSION: [(&str, &str); 4] = [
 /// DuckDB sets it by itself where it makes several steps of one statement: ADD COLUMN with a computed default.
 const OWN_STEPS: &str = "current_transaction_invalidation_policy";
 
+/// A load of many rows sets it, on its own connection.
+const ORDER: &str = "preserve_insertion_order";
+
 /// Files of this storage version say in their log which database and checkpoint it belongs to.
 pub(crate) const STORAGE_VERSION: &str = "v1.5.0";
 
@@ -49,6 +53,8 @@ pub struct Mart {
     database: Database,
     /// Its commits. Declared after the database, so that DuckDB lets go of the file before our descriptor closes.
     pub commits: Commits,
+    /// What loads give their statements to read.
+    pub sources: Arc<Sources>,
 }
 
 /// Why a mart does not open.
@@ -103,12 +109,14 @@ impl Mart {
         }
         // The instance's own database would be a place to write that no log and no limit knows of.
         setup.execute(&format!("USE {MART}; DETACH memory"))?;
+        let sources = Arc::<Sources>::default();
+        sources.register(&setup)?;
         lock_down(&setup, config)?;
         let commits = match &config.view {
             Some(view) => Commits::fixed(View::new(view).point),
             None => Commits::open(&config.db_path)?,
         };
-        Ok(Self { database, commits })
+        Ok(Self { database, commits, sources })
     }
 
     /// A new connection whose names mean the mart's.
@@ -169,16 +177,12 @@ fn use_gateway(setup: &Connection, gateway: &GatewayConfig, view: Option<&str>) 
     ))
 }
 
-fn lock_down(setup: &Connection, config: &EngineConfig) -> Result<(), DuckError> {
-    let scopes = config
-        .gateway
-        .iter()
-        .flat_map(|gateway| &gateway.scopes)
-        .map(|scope| literal(scope))
-        .collect::<Vec<_>>()
-        .join(", ");
+fn lock_down(setup: &Connection, config: &EngineConfig) -> Result<(), OpenError> {
+    let spool = format!("{}/", path_text(&Spool::dir(&config.temp_dir))?);
+    let scopes = config.gateway.iter().flat_map(|gateway| &gateway.scopes).map(String::as_str);
+    let allowed = scopes.chain([spool.as_str()]).map(literal).collect::<Vec<_>>().join(", ");
     let mut own: Vec<String> = SESSION.iter().map(|(name, _)| literal(name)).collect();
-    own.push(literal(OWN_STEPS));
+    own.extend([OWN_STEPS, ORDER].map(literal));
     let own = own.join(", ");
     // As an open-time setting this one is shown but not enforced.
     setup.execute(&format!("SET GLOBAL max_temp_directory_size = '{}B'", config.max_temp_bytes))?;
@@ -186,7 +190,7 @@ fn lock_down(setup: &Connection, config: &EngineConfig) -> Result<(), DuckError>
         // Else DuckDB's own allocator keeps what was freed until it is busy again.
         "SET GLOBAL allocator_background_threads = true",
         "SET GLOBAL max_expression_depth = 200",
-        &format!("SET GLOBAL allowed_directories = [{scopes}]"),
+        &format!("SET GLOBAL allowed_directories = [{allowed}]"),
         "SET GLOBAL enable_external_access = false",
         &format!("SET GLOBAL allowed_configs = [{own}]"),
         "SET GLOBAL lock_configuration = true",

@@ -5,6 +5,7 @@
 
 mod commits;
 mod connections;
+mod load;
 mod query;
 mod respond;
 
@@ -123,6 +124,7 @@ impl Server {
             (&Method::POST, "/query") => query::answer(&self, request, false).await,
             (&Method::POST, "/describe") => query::answer(&self, request, true).await,
             (&Method::POST, "/sessions") => self.session(request).await,
+            (&Method::POST, "/load") => load::answer(&self, request).await,
             (&Method::GET, "/health") => self.health(),
             (&Method::GET, "/commits") => commits::follow(&self.engine.mart.commits),
             (&Method::POST, "/checkpoint") => self.checkpoint(request).await,

@@ -6,8 +6,11 @@
 //! **Invariant:** a position on this page is always the end of a commit that DuckDB reported as committed (or the start of an
 //! empty log after a checkpoint), never just the size of a file.
 
+mod load;
+
 use std::{fmt, str::FromStr};
 
+pub use load::{IfExists, IfMissing, LoadRequest, Loaded};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 

@@ -75,6 +75,12 @@ impl ResultSet {
         }
     }
 
+    /// How many rows the statement changed.
+    pub fn changed(&mut self) -> u64 {
+        // SAFETY: the result is valid.
+        unsafe { ffi::duckdb_rows_changed(&mut self.raw) }
+    }
+
     /// The next rows; `None` only at the true end.
     pub fn next_chunk(&mut self) -> Result<Option<Chunk>, DuckError> {
         loop {

@@ -81,7 +81,7 @@ impl Run<'_> {
     }
 
     /// As `prepare`, but the parameters of the last statement stay open.
-    fn prepare_only(&mut self, text: &str) -> Result<Prepared, Failure> {
+    pub(super) fn prepare_only(&mut self, text: &str) -> Result<Prepared, Failure> {
         let mut extracted = self.kept.connection.extract(text).map_err(|error| self.duck(&error))?;
         let mut prepared = None;
         while let Some(mut parsed) = extracted.next() {
@@ -98,7 +98,7 @@ impl Run<'_> {
 }
 
 /// Names and types of the results' columns, and whether all are known.
-fn columns(prepared: &Prepared) -> (Columns, bool) {
+pub(super) fn columns(prepared: &Prepared) -> (Columns, bool) {
     let mut exact = true;
     // SAFETY: the statement is prepared; names are ours to free, types are destroyed once.
     let columns = unsafe {

@@ -54,7 +54,8 @@ pub(super) struct Keys {
     swept: AtomicI64,
 }
 
-struct Held<'a>(&'a Keys, (String, String));
+/// A key that nobody else runs under, until dropped.
+pub(super) struct Held<'a>(&'a Keys, (String, String));
 
 impl Keys {
     fn hold(&self, principal: &str, key: &str, cancelled: impl Fn() -> bool) -> Option<Held<'_>> {
@@ -85,20 +86,8 @@ impl Drop for Held<'_> {
 
 /// Runs `statements` under `key`, or repeats the answer.
 pub(super) fn run(run: &mut Run<'_>, key: &str, statements: &[Statement<'_>]) -> Result<Outcome, Failure> {
-    if key.is_empty() || key.len() > MAX_KEY_BYTES {
-        return Err(Failure::new(Code::Invalid, format!("an idempotency key has 1 to {MAX_KEY_BYTES} characters")));
-    }
-    if run.session.is_some() {
-        return Err(Failure::new(Code::Invalid, "an idempotency key and a session don't go together")
-            .hint("send the whole script at once, without a session"));
-    }
     let statements = one_transaction(statements)?;
-    let (engine, query) = (run.engine, run.query);
-    let Some(_held) = engine.keys.hold(&query.principal, key, || query.is_cancelled()) else {
-        return Err(query
-            .reason()
-            .map_or_else(|| Failure::new(Code::Cancelled, "the query was cancelled"), Failure::from));
-    };
+    let _held = hold(run, key)?;
     let request = fingerprint(run);
     run.begin()?;
     if let Some(outcome) = find(run, key, &request)? {
@@ -108,7 +97,7 @@ pub(super) fn run(run: &mut Run<'_>, key: &str, statements: &[Statement<'_>]) ->
     let mut answer = None;
     for (index, statement) in statements.iter().enumerate() {
         let place = |failure: Failure| if statements.len() > 1 { failure.at(index) } else { failure };
-        if let Some(reason) = query.reason() {
+        if let Some(reason) = run.query.reason() {
             return Err(place(reason.into()));
         }
         answer = run.statement(statement, answer_at == Some(index)).map_err(place)?.or(answer);
@@ -116,16 +105,39 @@ pub(super) fn run(run: &mut Run<'_>, key: &str, statements: &[Statement<'_>]) ->
     let Some(Kept::Memory(pieces)) = answer else {
         return Err(Failure::new(Code::Invalid, "the request has no result to keep under its idempotency key"));
     };
-    let content_type = run.request.format.content_type();
     let body = pieces.concat();
-    let record = format!("{content_type}\n{}", STANDARD.encode(&body));
-    let recorded = own(run, RECORD, &[&query.principal, key, &request, &record]);
-    recorded.map_err(|error| run.duck(&error))?;
-    if engine.keys.sweep_is_due() {
-        own(run, SWEEP, &[]).map_err(|error| run.duck(&error))?;
-    }
+    record(run, key, &request, &body)?;
     run.commit()?;
     Ok(run.outcome(Kept::Memory(vec![body.into()])))
+}
+
+/// Waits until nobody else runs under `key`.
+pub(super) fn hold<'a>(run: &Run<'a>, key: &str) -> Result<Held<'a>, Failure> {
+    if key.is_empty() || key.len() > MAX_KEY_BYTES {
+        return Err(Failure::new(Code::Invalid, format!("an idempotency key has 1 to {MAX_KEY_BYTES} characters")));
+    }
+    let (engine, query) = (run.engine, run.query);
+    engine.keys.hold(&query.principal, key, || query.is_cancelled()).ok_or_else(|| {
+        query.reason().map_or_else(|| Failure::new(Code::Cancelled, "the query was cancelled"), Failure::from)
+    })
+}
+
+/// Records the answer in the open transaction, after [`find`] found none in it.
+pub(super) fn record(run: &mut Run<'_>, key: &str, request: &str, body: &[u8]) -> Result<(), Failure> {
+    let record = format!("{}\n{}", run.request.format.content_type(), STANDARD.encode(body));
+    let recorded = own(run, RECORD, &[&run.query.principal, key, request, &record]);
+    recorded.map_err(|error| run.duck(&error))?;
+    if run.engine.keys.sweep_is_due() {
+        own(run, SWEEP, &[]).map_err(|error| run.duck(&error))?;
+    }
+    Ok(())
+}
+
+/// Is there an answer under `key`, of whatever request?
+pub(super) fn is_recorded(run: &Run<'_>, key: &str) -> Result<bool, Failure> {
+    let duck = |error: DuckError| run.duck(&error);
+    Ok(!own(run, HAS_TABLE, &[]).map_err(duck)?.is_empty()
+        && !own(run, FIND, &[&run.query.principal, key, ""]).map_err(duck)?.is_empty())
 }
 
 /// A statement of the engine's own inside the transaction.
@@ -133,7 +145,8 @@ fn own(run: &Run<'_>, sql: &str, params: &[&str]) -> Result<Vec<String>, DuckErr
     run.kept.connection.column_with(sql, params)
 }
 
-fn find(run: &mut Run<'_>, key: &str, request: &str) -> Result<Option<Outcome>, Failure> {
+/// The recorded answer of `request`, if there is one; makes the table for it.
+pub(super) fn find(run: &mut Run<'_>, key: &str, request: &str) -> Result<Option<Outcome>, Failure> {
     let duck = |error: DuckError| run.duck(&error);
     if own(run, HAS_TABLE, &[]).map_err(duck)?.is_empty() {
         run.kept.connection.execute(TABLE).map_err(|error| run.duck(&error))?;

@@ -7,18 +7,18 @@ use crate::{
     commit::CommitError,
     duck::{DuckError, ErrorKind, Prepared, ResultKind},
     failure::Failure,
-    format::{Columns, Encoder, Options},
+    format::{Columns, Encoder, Format, Options},
     params::{self, Params, Set, arrow::Rows},
     queries::{Query, Reason},
     replay::{self, Refusal, bulk},
     session::{self, Transaction},
     sessions::Others,
-    sql::{Kind, Statement, gate, lexer::TokenKind},
+    sql::{self, Kind, Statement, gate, lexer::TokenKind},
     wire::{Code, Point, Role},
     writers::{NotEntered, WriterPass},
 };
 
-use super::{Done, Engine, Reply, Request, describe, keep, keyed, stream::no_sets};
+use super::{Done, Engine, Reply, Request, describe, keep, keyed, parquet, stream::no_sets};
 
 /// Stands for the result of a script that has none, as DuckDB itself says it.
 const NO_RESULT: &str = "SELECT true AS Success WHERE false";
@@ -72,6 +72,7 @@ impl<'a> Run<'a> {
             return describe::run(self, statements).map(Done::Whole);
         }
         self.check_parameters(statements)?;
+        parquet::check(self, statements)?;
         if self.request.keep {
             return keep::run(self, statements).map(Done::Whole);
         }
@@ -87,6 +88,9 @@ impl<'a> Run<'a> {
                 return Err(place(reason.into()));
             }
             let answers = answer_at == Some(index);
+            if answers && self.request.format == Format::Parquet {
+                return parquet::run(self, statement).map_err(place);
+            }
             let alone = self.session.is_some() || !self.kept.in_transaction();
             if answers && index + 1 == statements.len() && statement.kind.is_read() && alone {
                 return self.stream(statement, reply).map_err(place);
@@ -267,13 +271,20 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Refuses a transaction that recovery could not repeat.
+    pub fn check_bulk(&self) -> Result<(), Failure> {
+        if !self.engine.indexed.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        match bulk::check(&self.kept.connection).map_err(|error| self.duck(&error))? {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
     /// Commits the open transaction.
     pub fn commit(&mut self) -> Result<(), Failure> {
-        if self.engine.indexed.load(Ordering::SeqCst)
-            && let Some(failure) = bulk::check(&self.kept.connection).map_err(|error| self.duck(&error))?
-        {
-            return Err(failure);
-        }
+        self.check_bulk()?;
         let commits = &self.engine.mart.commits;
         let kept = &mut *self.kept;
         let result = self.query.shield(|| commits.commit(|| kept.commit()));
@@ -307,12 +318,22 @@ impl<'a> Run<'a> {
         self.kept.close(&self.engine.hidden)
     }
 
-    fn execute(&mut self, statement: &Statement<'_>, answers: bool) -> Result<Option<Kept>, Failure> {
+    /// Runs DDL that the engine itself wrote, under the rules for a client's.
+    pub fn own_ddl(&mut self, text: &str) -> Result<(), Failure> {
+        let statements = sql::split(text).map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
+        for statement in &statements {
+            self.before_change(text, statement)?;
+        }
+        self.kept.connection.execute(text).map_err(|error| self.duck(&error))
+    }
+
+    /// Before a statement of `script` runs that may change the catalog.
+    fn before_change(&mut self, script: &str, statement: &Statement<'_>) -> Result<(), Failure> {
         let mut names = self.kept.open().map(|open| std::mem::take(&mut open.names)).unwrap_or_default();
         let checked = match replay::concerns(statement) {
             true => {
                 let logged = || self.engine.mart.commits.names();
-                replay::check(&self.kept.connection, &self.request.sql, statement, logged, &mut names)
+                replay::check(&self.kept.connection, script, statement, logged, &mut names)
             }
             false => Ok(()),
         };
@@ -335,6 +356,12 @@ impl<'a> Run<'a> {
             // Temporary objects would be seen by the connection's next request.
             self.kept.used_up |= self.session.is_none() && statement.text.to_ascii_lowercase().contains("temp");
         }
+        Ok(())
+    }
+
+    fn execute(&mut self, statement: &Statement<'_>, answers: bool) -> Result<Option<Kept>, Failure> {
+        let request = self.request;
+        self.before_change(&request.sql, statement)?;
         let takes = takes_parameters(statement);
         if answers {
             return self.collect(statement.text, takes, !statement.kind.is_read()).map(Some);
@@ -436,7 +463,7 @@ impl<'a> Run<'a> {
 
 /// A session's transaction that the server ended.
 fn lost() -> Failure {
-    Failure::new(Code::Conflict, "the transaction was rolled back because it was idle for too long")
+    Failure::new(Code::Conflict, "the transaction was rolled back: it was idle for too long, or a load in it failed")
         .hint("ROLLBACK, then begin it again")
         .transient()
 }

@@ -9,16 +9,16 @@ use http::{
     header::{ACCEPT, CONTENT_TYPE, TRAILER},
 };
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, oneshot::error::RecvError};
 use uuid::Uuid;
 
 use crate::{
-    exec::{self, Answer, Head},
+    exec::{self, Answer, Failed, Head},
     failure::Failure,
     format::Format,
     params::{self, Params},
     pipe::Pieces,
-    queries::{NotStarted, Reason},
+    queries::{Canceller, NotStarted, Reason, Ticket},
     wire::{Code, Point, QueryRequest, Role, exit, header},
 };
 
@@ -33,12 +33,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The headers of a request.
-struct Asked {
-    id: Uuid,
-    principal: String,
-    role: Role,
-    key: Option<String>,
-    timeout_ms: Option<u64>,
+pub(super) struct Asked {
+    pub id: Uuid,
+    pub principal: String,
+    pub role: Role,
+    pub key: Option<String>,
+    pub timeout_ms: Option<u64>,
     format: Format,
 }
 
@@ -54,9 +54,27 @@ pub(super) async fn answer(server: &Server, request: Request<Incoming>, describe
         Ok(response) => response,
         Err(failure) => failed(&failure),
     };
+    name(&mut response, id);
+    response
+}
+
+/// Says which query it was.
+pub(super) fn name(response: &mut Response<Body>, id: Uuid) {
     let value = HeaderValue::from_str(&id.to_string()).expect("a UUID is a header value");
     response.headers_mut().insert(HeaderName::from_static(header::QUERY_ID), value);
-    response
+}
+
+/// Takes a place among the running queries.
+pub(super) fn start(server: &Server, asked: &Asked, deadline: Option<Instant>) -> Result<Ticket, Failure> {
+    server.engine.queries.start(asked.id, asked.principal.clone(), deadline).map_err(|reason| match reason {
+        NotStarted::Taken => Failure::new(Code::Conflict, "a query with this id runs already"),
+        NotStarted::Closed => Reason::Shutdown.into(),
+    })
+}
+
+pub(super) fn no_thread(error: std::io::Error) -> Failure {
+    tracing::error!(%error, "no thread for a query");
+    Failure::new(Code::Limited, "the engine can't start another thread").transient()
 }
 
 async fn run(
@@ -68,10 +86,7 @@ async fn run(
 ) -> Result<Response<Body>, Failure> {
     let body: QueryRequest = super::body(request).await?;
     let deadline = body.timeout_ms.or(asked.timeout_ms).map(|ms| arrived + Duration::from_millis(ms));
-    let ticket = server.engine.queries.start(asked.id, asked.principal, deadline).map_err(|reason| match reason {
-        NotStarted::Taken => Failure::new(Code::Conflict, "a query with this id runs already"),
-        NotStarted::Closed => Reason::Shutdown.into(),
-    })?;
+    let ticket = start(server, &asked, deadline)?;
     // Dropped with this future or with the body, whichever goes last: then the client has all or is gone.
     let canceller = ticket.canceller();
     let permit = permit(server, deadline).await?;
@@ -96,11 +111,16 @@ async fn run(
             end_soon(&ended, exit::FATAL);
         }
     }));
-    started.map_err(|error| {
-        tracing::error!(%error, "no thread for a query");
-        Failure::new(Code::Limited, "the engine can't start another thread").transient()
-    })?;
-    match answer.await {
+    started.map_err(no_thread)?;
+    respond(answer.await, canceller)
+}
+
+/// A response of what the query's thread said.
+pub(super) fn respond(
+    answered: Result<Result<Answer, Failed>, RecvError>,
+    canceller: Canceller,
+) -> Result<Response<Body>, Failure> {
+    match answered {
         Ok(Ok(Answer::Whole(head, pieces))) => Ok(response(head, Body::Pieces(Pieces::new(pieces)))),
         Ok(Ok(Answer::Stream(head, pipe))) => Ok(response(head, Body::Pipe(pipe, canceller))),
         Ok(Err(failure)) => {
@@ -128,7 +148,7 @@ fn rows(text: &str, beside_params: bool) -> Result<Vec<RecordBatch>, Failure> {
 }
 
 /// Waits for a place to run. Who has one and does not read for long loses it meanwhile.
-async fn permit(server: &Server, deadline: Option<Instant>) -> Result<OwnedSemaphorePermit, Failure> {
+pub(super) async fn permit(server: &Server, deadline: Option<Instant>) -> Result<OwnedSemaphorePermit, Failure> {
     let waiting = server.permits.clone().acquire_owned();
     tokio::pin!(waiting);
     loop {
@@ -179,7 +199,7 @@ fn position(point: Point) -> HeaderValue {
     HeaderValue::from_str(&point.to_string()).expect("digits and a dot")
 }
 
-fn asked(headers: &HeaderMap) -> Result<Asked, Failure> {
+pub(super) fn asked(headers: &HeaderMap) -> Result<Asked, Failure> {
     let id = match text_header(headers, header::QUERY_ID) {
         "" => Uuid::new_v4(),
         text => text.parse().map_err(|_| Failure::new(Code::Invalid, "`tarn-query-id` is not a UUID"))?,
@@ -197,8 +217,10 @@ fn asked(headers: &HeaderMap) -> Result<Asked, Failure> {
     };
     let accept = text_header(headers, ACCEPT.as_str());
     let format = Format::from_accept(accept).ok_or_else(|| {
-        Failure::new(Code::Invalid, "no format that `Accept` names can be given")
-            .hint("application/json, application/x-ndjson, text/csv or application/vnd.apache.arrow.stream")
+        Failure::new(Code::Invalid, "no format that `Accept` names can be given").hint(
+            "application/json, application/x-ndjson, text/csv, application/vnd.apache.arrow.stream or \
+                 application/vnd.apache.parquet",
+        )
     })?;
     Ok(Asked { id, principal: text_header(headers, header::PRINCIPAL).to_owned(), role, key, timeout_ms, format })
 }

@@ -144,6 +144,23 @@ impl Served {
         self.send("POST", "/query", body.to_string().into(), headers).await
     }
 
+    /// A writer's load.
+    pub async fn load(&self, request: Value, content_type: &str, body: impl Into<Bytes>) -> Got {
+        self.load_with(request, &[("content-type", content_type)], body).await
+    }
+
+    /// A load with headers of one's own.
+    pub async fn load_with(&self, request: Value, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Got {
+        let request = load_header(&request);
+        let headers: Vec<(&str, &str)> = headers.iter().copied().chain([("tarn-load", request.as_str())]).collect();
+        self.send("POST", "/load", body.into(), &headers).await
+    }
+
+    /// Where the engine listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     pub async fn send(&self, method: &str, path: &str, body: Bytes, headers: &[(&str, &str)]) -> Got {
         let response = self.begin(method, path, body, headers).await;
         let (parts, body) = response.into_parts();
@@ -156,6 +173,13 @@ impl Served {
     pub async fn begin(&self, method: &str, path: &str, body: Bytes, headers: &[(&str, &str)]) -> Response<Incoming> {
         begin(&self.socket, method, path, body, headers).await
     }
+}
+
+/// A load's request as its header has it.
+pub fn load_header(request: &Value) -> String {
+    let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'%';
+    let one = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    request.to_string().bytes().map(one).collect()
 }
 
 pub async fn begin(

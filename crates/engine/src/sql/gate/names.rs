@@ -8,7 +8,9 @@ use super::{OWN_SCHEMA, Refused, tables::Role};
 use crate::sql::{Kind, Words};
 
 /// Called or selected from: never.
-const DENIED: [&str; 77] = [
+const DENIED: [&str; 78] = [
+    // how the engine reads the rows of a load
+    crate::load::scan::FUNCTION,
     // run text as SQL, or plan it (planning reads files)
     "query",
     "query_table",

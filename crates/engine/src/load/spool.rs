@@ -1,0 +1,197 @@
+//! Files of the engine's own for what does not fit memory: bodies that DuckDB reads by itself, batches of hundreds of megabytes.
+//!
+//! They lie in one directory, count together against one limit, and go when they are dropped; the directory is emptied at each start.
+//! DuckDB may read there, clients' SQL may not (`sql::gate` lets no local path pass).
+
+use std::{
+    ffi::c_void,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    ptr::{self, NonNull},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arrow_buffer::Buffer;
+use rustix::mm::{MapFlags, ProtFlags};
+use uuid::Uuid;
+
+use crate::{failure::Failure, wire::Code};
+
+/// Copied at once.
+const STEP_BYTES: usize = 1 << 20;
+
+/// The directory.
+pub struct Spool {
+    dir: PathBuf,
+    limit: u64,
+    used: AtomicU64,
+}
+
+/// One of its files, gone when dropped.
+pub struct SpoolFile {
+    spool: Arc<Spool>,
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl Spool {
+    /// Where it is, below the directory for temporary files.
+    pub fn dir(temp_dir: &Path) -> PathBuf {
+        temp_dir.join("load")
+    }
+
+    /// In `temp_dir`, which was emptied; up to `limit` bytes at once.
+    pub fn open(temp_dir: &Path, limit: u64) -> io::Result<Arc<Self>> {
+        let dir = Self::dir(temp_dir);
+        fs::create_dir_all(&dir)?;
+        Ok(Arc::new(Self { dir, limit, used: AtomicU64::new(0) }))
+    }
+
+    /// Bytes in its files.
+    pub fn used_bytes(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// An empty file whose name ends in `suffix`.
+    pub fn create(self: &Arc<Self>, suffix: &str) -> Result<SpoolFile, Failure> {
+        let path = self.dir.join(format!("{}{suffix}", Uuid::new_v4().simple()));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(full)?;
+        Ok(SpoolFile { spool: self.clone(), path, file, bytes: 0 })
+    }
+}
+
+impl SpoolFile {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many bytes were written into it.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Copies all of `reader`, each piece seen by `check` before.
+    pub fn fill(
+        &mut self,
+        reader: &mut impl Read,
+        mut check: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut piece = vec![0; STEP_BYTES];
+        loop {
+            let read = reader.read(&mut piece).map_err(super::read_failure)?;
+            if read == 0 {
+                return Ok(());
+            }
+            check(&piece[..read])?;
+            self.write(&piece[..read])?;
+        }
+    }
+
+    /// Appends.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let more = bytes.len() as u64;
+        // Counted first, so that those who write at the same time don't pass the limit together.
+        self.bytes += more;
+        if self.spool.used.fetch_add(more, Ordering::Relaxed) + more > self.spool.limit {
+            return Err(no_room());
+        }
+        self.file.write_all(bytes).map_err(full)
+    }
+
+    /// May the file, written by somebody else, have so many bytes?
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.spool.used_bytes().saturating_add(bytes) <= self.spool.limit
+    }
+
+    /// Counts what somebody else wrote into it, and gives it up as a file without a name.
+    pub fn into_file(mut self) -> Result<File, Failure> {
+        let length = fs::metadata(&self.path).map_err(full)?.len();
+        self.bytes += length;
+        self.spool.used.fetch_add(length, Ordering::Relaxed);
+        // DuckDB may have put another file under the name.
+        File::open(&self.path).map_err(full)
+    }
+
+    /// Its bytes as memory that the kernel can take back.
+    pub fn into_buffer(self) -> Result<Buffer, Failure> {
+        let length = self.bytes as usize;
+        if length == 0 {
+            return Ok(Buffer::from_vec(Vec::<u8>::new()));
+        }
+        // SAFETY: a new mapping, of a file that nobody changes any more; unmapped with `Mapping`.
+        let start = unsafe {
+            rustix::mm::mmap(ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE, &self.file, 0)
+                .map_err(|error| full(error.into()))?
+        };
+        let start = NonNull::new(start.cast::<u8>()).ok_or_else(no_room)?;
+        let mapping = Arc::new(Mapping { start, length, _file: self });
+        // SAFETY: the mapping is as long as that, and lives as long as the buffer.
+        Ok(unsafe { Buffer::from_custom_allocation(start, length, mapping) })
+    }
+}
+
+impl Drop for SpoolFile {
+    fn drop(&mut self) {
+        // What is left is removed at the next start.
+        let _ = fs::remove_file(&self.path);
+        self.spool.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+struct Mapping {
+    start: NonNull<u8>,
+    length: usize,
+    _file: SpoolFile,
+}
+
+// SAFETY: plain memory that nobody writes to.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl std::panic::RefUnwindSafe for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by us with this length, and unmapped once.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast::<c_void>(), self.length) };
+    }
+}
+
+fn full(error: io::Error) -> Failure {
+    tracing::warn!(%error, "a spool file can't be written");
+    no_room()
+}
+
+/// All of the space is used.
+pub(crate) fn no_room() -> Failure {
+    Failure::new(Code::Limited, "the server's temporary space is used up")
+        .hint("send less at once, or give the mart a larger profile")
+        .transient()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_share_a_limit_and_leave_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let spool = Spool::open(dir.path(), 10).expect("opens");
+        let mut first = spool.create(".csv").expect("is made");
+        first.fill(&mut &b"abcdef"[..], |_| Ok(())).expect("has room");
+        let mut second = spool.create("").expect("is made");
+        assert_eq!(second.write(b"ghijk").expect_err("no room").code, Code::Limited);
+        drop(second);
+        let buffer = first.into_buffer().expect("maps");
+        assert_eq!((buffer.as_slice(), spool.used_bytes()), (&b"abcdef"[..], 6));
+        drop(buffer);
+        assert_eq!((spool.used_bytes(), fs::read_dir(Spool::dir(dir.path())).expect("lists").count()), (0, 0));
+    }
+}
