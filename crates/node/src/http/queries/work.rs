@@ -93,7 +93,7 @@ async fn keep_rows(app: &App, checked: &Checked) -> Result<End, ApiError> {
         let broken = |cause: &dyn std::fmt::Display| ApiError::internal("what was kept can't be read", cause);
         let words = Limited::new(answer.into_body(), MOST_WORDS).collect().await.map_err(|error| broken(&error))?;
         let Kept { rows } = serde_json::from_slice(&words.to_bytes()).map_err(|error| broken(&error))?;
-        Ok(rows)
+        Ok::<u64, ApiError>(rows)
     };
     match kept.await {
         Ok(count) => {
@@ -102,6 +102,12 @@ async fn keep_rows(app: &App, checked: &Checked) -> Result<End, ApiError> {
         }
         Err(error) => {
             rows.close().await;
+            if error.code == Code::Invalid {
+                // It is about to be sent again under its id, which the engine gives back just after its answer.
+                while app.running.progress(checked.ask.id).await.is_some() {
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
             Err(error)
         }
     }
