@@ -225,7 +225,7 @@ def test_a_line_that_is_no_row_is_told_with_its_number(mart):
     ],
     ids=["duplicate", "null"],
 )
-def test_keys_that_name_no_single_row_are_refused(rows, words):
+def test_keys_that_name_no_single_row_are_refused(mart, rows, words):
     load(mart, ARROW)
     with pytest.raises(Refused, match=words):
         load(mart, ARROW, "upsert", rows, key="id")
