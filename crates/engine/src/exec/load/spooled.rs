@@ -2,6 +2,8 @@
 //!
 //! A new table gets the types that DuckDB finds in the whole file. For a table that is there the reader is told the types of its columns.
 
+use serde_json::Value as Json;
+
 use super::{
     Code, Failure, Loaded, Loading, Media,
     target::{Column, Target},
@@ -36,13 +38,11 @@ impl Loading<'_, '_> {
             };
         }
         let path = literal(&file.path().to_string_lossy());
-        let found = self.columns_of(&format!("FROM {}", call(media, &path, &[])));
-        let found = found.map_err(|failure| match failure.code {
+        let (found, read) = self.reader(media, &path, &target).map_err(|failure| match failure.code {
             // The file is the body: what DuckDB can't read of it is the client's.
             Code::Sql => Failure { code: Code::Invalid, ..failure },
             _ => failure,
         })?;
-        let known = known(&found, &target.columns);
         let text = matches!(media, Media::Csv { .. } | Media::Ndjson) && !target.created;
         let body: Vec<Column> = found
             .into_iter()
@@ -50,43 +50,92 @@ impl Loading<'_, '_> {
             .map(|(name, ty)| Column { name, ty: if text { Type::text() } else { ty }, was: None })
             .collect();
         let way = target.way(self, &body)?;
-        let rows = self.execute(&way.insert(&call(media, &path, &known)))?;
+        let rows = self.execute(&way.insert(&read))?;
         way.finish(self)?;
         Ok(Loaded { rows, created: target.created })
     }
+
+    /// The file's columns, and the call that reads them. What is found out of a text is found once.
+    fn reader(&self, media: Media, path: &str, target: &Target) -> Result<(Vec<(String, Type)>, String), Failure> {
+        let describe = |read: &str| self.columns_of(&format!("FROM {read}"));
+        match media {
+            Media::Csv { header } if target.created => {
+                let read = self.sniffed(header, path)?;
+                Ok((describe(&read)?, read))
+            }
+            Media::Csv { header } => {
+                let found = describe(&csv(header, path, ""))?;
+                // What its reader can't make itself, the INSERT casts.
+                let plain = |ty: &Type| match ty.kind {
+                    Kind::Enum { .. } | Kind::Variant => "VARCHAR".to_owned(),
+                    _ if ty.is_nested() || ty.alias.is_some() => "VARCHAR".to_owned(),
+                    _ => ty.to_string(),
+                };
+                let read = csv(header, path, &with_types("types", &known(&found, &target.columns), plain));
+                Ok((found, read))
+            }
+            Media::Ndjson => {
+                let found = describe(&ndjson(path, ""))?;
+                let known = if target.created { found.clone() } else { known(&found, &target.columns) };
+                Ok((found, ndjson(path, &with_types("columns", &known, |ty| ty.to_string()))))
+            }
+            Media::Arrow | Media::Parquet => {
+                let read = format!("read_parquet({path}, hive_partitioning = false)");
+                Ok((describe(&read)?, read))
+            }
+        }
+    }
+
+    /// A call that reads a CSV file as DuckDB finds it to be when it looks at all of it.
+    fn sniffed(&self, header: bool, path: &str) -> Result<String, Failure> {
+        let sniff = format!(
+            "SELECT to_json({{delim: Delimiter, quote: Quote, escape: Escape, comment: Comment, new_line: NewLineDelimiter,
+                skip: SkipRows, columns: Columns, dateformat: DateFormat, timestampformat: TimestampFormat}})::VARCHAR
+             FROM sniff_csv({path}, header = {header}, sample_size = -1, compression = 'none', allow_quoted_nulls = false)"
+        );
+        let found: Json = serde_json::from_str(&self.ask(&sniff, &[])?.concat()).unwrap_or_default();
+        let text = |value: &Json| literal(value.as_str().unwrap_or_default());
+        let mut options = String::new();
+        for name in ["delim", "quote", "escape", "comment", "new_line", "dateformat", "timestampformat"] {
+            let said = found[name].as_str().filter(|said| !["", "(empty)"].contains(said));
+            match (name, said) {
+                (_, Some(_)) => options += &format!(", {name} = {}", text(&found[name])),
+                // Without one, and not with the one that is usual.
+                ("quote" | "escape" | "comment", None) => options += &format!(", {name} = ''"),
+                _ => {}
+            }
+        }
+        let columns = found["columns"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let columns: Vec<String> =
+            columns.iter().map(|column| format!("{}: {}", text(&column["name"]), text(&column["type"]))).collect();
+        Ok(format!(
+            "read_csv({path}, auto_detect = false, header = {header}, skip = {}, compression = 'none', \
+             allow_quoted_nulls = false, hive_partitioning = false{options}, columns = {{{}}})",
+            found["skip"].as_u64().unwrap_or_default(),
+            columns.join(", ")
+        ))
+    }
+}
+
+fn csv(header: bool, path: &str, types: &str) -> String {
+    format!(
+        "read_csv({path}, header = {header}, compression = 'none', allow_quoted_nulls = false, hive_partitioning = false{types})"
+    )
+}
+
+fn ndjson(path: &str, types: &str) -> String {
+    // Which fields there are is known at the end only.
+    let sample = if types.is_empty() { ", sample_size = -1" } else { "" };
+    format!(
+        "read_json({path}, format = 'newline_delimited', records = true, compression = 'uncompressed', \
+         hive_partitioning = false{sample}{types})"
+    )
 }
 
 /// The columns of the file that the table has, with its types.
 fn known(found: &[(String, Type)], columns: &[(String, Type)]) -> Vec<(String, Type)> {
     let same = |name: &str| columns.iter().find(|(column, _)| column.to_lowercase() == name.to_lowercase());
     found.iter().filter_map(|(name, _)| same(name).map(|(_, ty)| (name.clone(), ty.clone()))).collect()
-}
-
-/// The call that reads the file, with the types of columns that are `known`.
-fn call(media: Media, path: &str, known: &[(String, Type)]) -> String {
-    match media {
-        Media::Arrow | Media::Parquet => format!("read_parquet({path}, hive_partitioning = false)"),
-        Media::Csv { header } => {
-            // What its reader can't make itself, the INSERT casts.
-            let plain = |ty: &Type| match ty.kind {
-                Kind::Enum { .. } | Kind::Variant => "VARCHAR".to_owned(),
-                _ if ty.is_nested() || ty.alias.is_some() => "VARCHAR".to_owned(),
-                _ => ty.to_string(),
-            };
-            let types = with_types("types", known, plain);
-            format!(
-                "read_csv({path}, header = {header}, sample_size = -1, compression = 'none', allow_quoted_nulls = false, \
-                 hive_partitioning = false{types})"
-            )
-        }
-        Media::Ndjson => {
-            let types = with_types("columns", known, |ty| ty.to_string());
-            format!(
-                "read_json({path}, format = 'newline_delimited', records = true, sample_size = -1, \
-                 compression = 'uncompressed', hive_partitioning = false{types})"
-            )
-        }
-    }
 }
 
 fn with_types(option: &str, known: &[(String, Type)], text: impl Fn(&Type) -> String) -> String {
