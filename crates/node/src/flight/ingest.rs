@@ -48,7 +48,11 @@ impl Flight {
         ingest: CommandStatementIngest,
         upload: Upload,
     ) -> Result<(i64, HeaderMap), ApiError> {
-        let transaction = self.transaction(&mut call, ingest.transaction_id.as_ref()).await?;
+        // ADBC names no transaction in a load, and means the one that its connection has open.
+        let transaction = match self.transaction(&mut call, ingest.transaction_id.as_ref()).await? {
+            Some(named) => Some(named),
+            None => self.current_transaction(&call),
+        };
         if call.at.is_some() {
             return Err(ApiError::new(Code::Invalid, "an earlier moment can't be loaded into"));
         }

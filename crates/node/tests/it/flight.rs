@@ -269,6 +269,18 @@ async fn a_load_that_is_cut_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_load_joins_the_transaction_that_its_connection_has_open() {
+    let server = TestServer::start().await;
+    let client = Client::connect(server.address()).await;
+    let transaction = client.begin().await.expect("it begins");
+    assert_eq!(client.put(futures::stream::iter(upload("t", 2))).await.expect("it is loaded"), 2000);
+    assert_eq!(count(&server, "SELECT count(*) FROM duckdb_tables() WHERE table_name = 't'").await, 0);
+    client.end(transaction, EndTransaction::Rollback).await.expect("it is rolled back");
+    assert_eq!(client.put(futures::stream::iter(upload("t", 1))).await.expect("it is loaded"), 1000);
+    assert_eq!(count(&server, "SELECT count(*) FROM t").await, 1000);
+}
+
+#[tokio::test]
 async fn a_query_is_cancelled_before_while_and_after_it_is_fetched() {
     let server = TestServer::start().await;
     let client = Client::connect(server.address()).await;

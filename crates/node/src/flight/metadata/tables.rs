@@ -89,7 +89,9 @@ pub(super) async fn tables(
     let (schema, table) = (pattern(&asked.db_schema_filter_pattern), pattern(&asked.table_name_filter_pattern));
     let is_wanted = |row: &Row| {
         let types = &asked.table_types;
-        is_in(&asked.catalog, row) && (types.is_empty() || types.iter().any(|name| name == text(row, 3)))
+        // The SQL standard's word, which DuckDB's own catalog has.
+        let spelled = |name: &str| if name == "BASE TABLE" { "TABLE" } else { name } == text(row, 3);
+        is_in(&asked.catalog, row) && (types.is_empty() || types.iter().any(|name| spelled(name)))
     };
     let mut found = flight.rows(call, TABLES, &[Some(&schema), Some(&table)]).await?;
     found.retain(is_wanted);
