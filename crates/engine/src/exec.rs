@@ -21,7 +21,6 @@ use std::{
     time::Duration,
 };
 
-use arrow_array::RecordBatch;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -79,8 +78,8 @@ pub struct Request {
     pub sql: String,
     /// Its parameters.
     pub params: Params,
-    /// Several sets of them instead.
-    pub rows: Option<Vec<RecordBatch>>,
+    /// Several sets of them instead, as an Arrow IPC stream.
+    pub rows: Option<Vec<u8>>,
     /// Rows behind so many are left out.
     pub max_rows: Option<u64>,
     /// The answer's format.
@@ -194,11 +193,11 @@ impl Engine {
     pub fn run(&self, query: &Query, session: &mut Session, request: Request, reply: Reply) -> bool {
         let mut reply = Some(reply);
         let (rest, fatal) = match request.session {
-            None => self.run_on(query, session, None, &request, &mut reply),
+            None => self.run_on(query, Seat { session, others: None }, &request, &mut reply),
             Some(id) => match self.sessions.take(id, query, &self.hidden) {
                 Ok(mut turn) => {
                     let (session, others) = turn.parts();
-                    self.run_on(query, session, Some(others), &request, &mut reply)
+                    self.run_on(query, Seat { session, others: Some(others) }, &request, &mut reply)
                 }
                 Err(failure) => {
                     send(&mut reply, Err(Failed { body: failure.body(0, false), commit: None }));
@@ -216,11 +215,11 @@ impl Engine {
     fn run_on(
         &self,
         query: &Query,
-        session: &mut Session,
-        others: Option<&Others>,
+        seat: Seat<'_>,
         request: &Request,
         reply: &mut Option<Reply>,
     ) -> (Option<stream::Rest>, bool) {
+        let Seat { session, others } = seat;
         let mut progress = script::Progress::default();
         let mut changed = None;
         let result = match session.connection(&self.mart) {
@@ -314,6 +313,12 @@ impl Engine {
             trailers: Vec::new(),
         }
     }
+}
+
+/// The connection that a request runs on, and who else waits for it if it is a client's session.
+struct Seat<'a> {
+    session: &'a mut Session,
+    others: Option<&'a Others>,
 }
 
 /// How a request ended well.

@@ -125,11 +125,7 @@ impl<'a> Run<'a> {
     fn check_parameters(&self, statements: &[Statement<'_>]) -> Result<(), Failure> {
         let taking = statements.iter().filter(|statement| takes_parameters(statement)).count();
         if taking == 0 && !(self.request.params.is_empty() && self.request.rows.is_none()) {
-            let sent = match &self.request.rows {
-                Some(batches) => batches.first().map_or(0, |batch| batch.num_columns()),
-                None => self.request.params.len(),
-            };
-            return Err(Failure::new(Code::Invalid, format!("the request has {sent} `params` and the SQL takes none")));
+            return Err(Failure::new(Code::Invalid, "the request has `params` and the SQL takes none"));
         }
         if taking > 1 {
             return Err(Failure::new(Code::Invalid, "only one statement of a script may take parameters")
@@ -377,10 +373,8 @@ impl<'a> Run<'a> {
 
     /// The rows of parameters, if the request has some.
     pub fn rows(&self) -> Result<Option<Rows>, Failure> {
-        let Some(batches) = &self.request.rows else { return Ok(None) };
-        // SAFETY: the connection is this thread's.
-        let rows = unsafe { Rows::new(self.kept.connection.raw(), batches) };
-        rows.map(Some).map_err(Failure::from)
+        let Some(stream) = &self.request.rows else { return Ok(None) };
+        Rows::read(&self.kept.connection, stream, self.engine.spool.clone()).map(Some)
     }
 
     /// Runs to the end and keeps the encoded rows; counts those that it changed if it `writes`.

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::duck::{Connection, DuckError};
 
-pub use source::Source;
+pub use source::{Converted, Source};
 
 /// Name of the table function.
 pub const FUNCTION: &str = "tarn_body";

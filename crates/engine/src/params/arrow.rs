@@ -1,27 +1,28 @@
 //! Parameters that come as Arrow: each row is a set of them, in the order of the columns.
 //!
-//! DuckDB itself turns the rows into vectors of its own, as for any Arrow data; a row's values are then bound one by one.
+//! They are read and turned into DuckDB's vectors as the rows of a load are; a row's values are then bound one by one.
 
-use arrow_array::{Array, RecordBatch, StructArray, ffi::to_ffi};
-use arrow_ipc::reader::StreamReader;
+use std::sync::Arc;
+
 use libduckdb_sys as ffi;
 
 use super::ParamError;
-use crate::format::{types::Type, value, view::ChunkView};
+use crate::{
+    duck::Connection,
+    failure::Failure,
+    format::{types::Type, value, view::ChunkView},
+    load::{
+        ipc::IpcReader,
+        scan::{Converted, Source},
+        spool::Spool,
+    },
+    wire::Code,
+};
 
 /// Most rows of one request.
 const MAX_ROWS: usize = 1_000_000;
-
-/// Reads the batches of an IPC stream.
-pub fn read(bytes: &[u8]) -> Result<Vec<RecordBatch>, ParamError> {
-    let bad = |error: arrow_schema::ArrowError| ParamError::new(format!("the parameters are no Arrow stream: {error}"));
-    let batches: Vec<_> = StreamReader::try_new(bytes, None).map_err(bad)?.collect::<Result<_, _>>().map_err(bad)?;
-    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
-    if rows > MAX_ROWS {
-        return Err(ParamError::new(format!("{rows} sets of parameters in one request; the limit is {MAX_ROWS}")));
-    }
-    Ok(batches)
-}
+/// Rows that are turned into vectors at once.
+const STEP: usize = 2048;
 
 /// Rows of parameters as DuckDB's own chunks.
 pub struct Rows {
@@ -30,65 +31,35 @@ pub struct Rows {
 }
 
 struct Chunk {
-    raw: ffi::duckdb_data_chunk,
+    converted: Converted,
     /// The number of its first row.
     first: usize,
     rows: usize,
 }
 
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        // SAFETY: destroyed once.
-        unsafe { ffi::duckdb_destroy_data_chunk(&mut self.raw) };
-    }
-}
-
 impl Rows {
-    /// Converts the batches.
-    ///
-    /// # Safety
-    /// The connection is valid and used by no other thread meanwhile.
-    pub unsafe fn new(connection: ffi::duckdb_connection, batches: &[RecordBatch]) -> Result<Self, ParamError> {
-        let mut rows = Rows { types: Vec::new(), chunks: Vec::new() };
-        let most = 2048;
-        for batch in batches {
-            for start in (0..batch.num_rows()).step_by(most) {
-                let part = batch.slice(start, most.min(batch.num_rows() - start));
-                // SAFETY: as the caller says.
-                unsafe { rows.push(connection, &part) }?;
+    /// Reads an IPC stream. Large batches pass through `spool`.
+    pub fn read(connection: &Connection, stream: &[u8], spool: Arc<Spool>) -> Result<Self, Failure> {
+        let mut reader = IpcReader::open(stream, spool)?;
+        let source = Source::new(connection, reader.schema())?;
+        let types = source.describe().into_iter().map(|(_, ty)| ty).collect();
+        let mut rows = Self { types, chunks: Vec::new() };
+        while let Some((batch, _)) = reader.next_batch()? {
+            let batch = source.shape().stage(&batch)?;
+            if rows.len() + batch.num_rows() > MAX_ROWS {
+                return Err(Failure::new(
+                    Code::TooLarge,
+                    format!("more than {MAX_ROWS} sets of parameters in one request"),
+                )
+                .hint("load them into a table, and use that"));
+            }
+            for start in (0..batch.num_rows()).step_by(STEP) {
+                let part = batch.slice(start, STEP.min(batch.num_rows() - start));
+                let first = rows.len();
+                rows.chunks.push(Chunk { converted: source.chunk(&part)?, first, rows: part.num_rows() });
             }
         }
         Ok(rows)
-    }
-
-    unsafe fn push(&mut self, connection: ffi::duckdb_connection, batch: &RecordBatch) -> Result<(), ParamError> {
-        let bad = |text: String| ParamError::new(format!("the parameters can't be read: {text}"));
-        let array: StructArray = batch.clone().into();
-        let (mut array, mut schema) = to_ffi(&array.to_data()).map_err(|error| bad(error.to_string()))?;
-        // SAFETY: both structs have the layout of the C data interface and outlive the calls; what DuckDB takes over it marks as
-        // released; handles are destroyed once.
-        unsafe {
-            let mut converted = std::ptr::null_mut();
-            check(ffi::duckdb_schema_from_arrow(connection, (&raw mut schema).cast(), &mut converted)).map_err(bad)?;
-            let mut raw = std::ptr::null_mut();
-            let made =
-                check(ffi::duckdb_data_chunk_from_arrow(connection, (&raw mut array).cast(), converted, &mut raw));
-            ffi::duckdb_destroy_arrow_converted_schema(&mut converted);
-            made.map_err(bad)?;
-            if self.types.is_empty() {
-                self.types = (0..ffi::duckdb_data_chunk_get_column_count(raw))
-                    .map(|i| {
-                        let mut ty = ffi::duckdb_vector_get_column_type(ffi::duckdb_data_chunk_get_vector(raw, i));
-                        let read = Type::read(ty);
-                        ffi::duckdb_destroy_logical_type(&mut ty);
-                        read
-                    })
-                    .collect();
-            }
-            let first = self.len();
-            self.chunks.push(Chunk { raw, first, rows: batch.num_rows() });
-        }
-        Ok(())
     }
 
     /// How many sets there are.
@@ -117,7 +88,7 @@ impl Rows {
                     "the statement takes {expected} parameters and {sent} were bound"
                 )));
             }
-            let view = ChunkView::of_any(self.types.iter(), chunk.raw);
+            let view = ChunkView::of_any(self.types.iter(), chunk.converted.raw());
             for (index, column) in (1..).zip(&view.columns) {
                 let value = value::from_row(column, row - chunk.first)?;
                 if ffi::duckdb_bind_value(statement, index, value.raw()) != ffi::DuckDBSuccess {
@@ -126,24 +97,5 @@ impl Rows {
             }
         }
         Ok(())
-    }
-}
-
-/// What an error of DuckDB's says, if it is one.
-unsafe fn check(mut error: ffi::duckdb_error_data) -> Result<(), String> {
-    if error.is_null() {
-        return Ok(());
-    }
-    // SAFETY: the caller's handle is valid and ours; the message belongs to it.
-    unsafe {
-        let failed = ffi::duckdb_error_data_has_error(error);
-        let message = ffi::duckdb_error_data_message(error);
-        let text = if failed && !message.is_null() {
-            Err(std::ffi::CStr::from_ptr(message).to_string_lossy().into_owned())
-        } else {
-            Ok(())
-        };
-        ffi::duckdb_destroy_error_data(&mut error);
-        text
     }
 }

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use arrow_array::RecordBatch;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response,
@@ -16,7 +15,7 @@ use crate::{
     exec::{self, Answer, Failed, Head},
     failure::Failure,
     format::Format,
-    params::{self, Params},
+    params::Params,
     pipe::Pieces,
     queries::{Canceller, NotStarted, Reason, Ticket},
     wire::{Code, Point, QueryRequest, Role, exit, header},
@@ -139,12 +138,11 @@ pub(super) fn respond(
 }
 
 /// Rows of parameters from a request's text.
-fn rows(text: &str, beside_params: bool) -> Result<Vec<RecordBatch>, Failure> {
+fn rows(text: &str, beside_params: bool) -> Result<Vec<u8>, Failure> {
     if beside_params {
         return Err(Failure::new(Code::Invalid, "`params` and `params_arrow` don't go together"));
     }
-    let bytes = STANDARD.decode(text).map_err(|_| Failure::new(Code::Invalid, "`params_arrow` is not base64"))?;
-    Ok(params::arrow::read(&bytes)?)
+    STANDARD.decode(text).map_err(|_| Failure::new(Code::Invalid, "`params_arrow` is not base64"))
 }
 
 /// Waits for a place to run. Who has one and does not read for long loses it meanwhile.

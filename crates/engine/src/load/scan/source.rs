@@ -21,7 +21,7 @@ use crate::{duck::Connection, failure::Failure, format::types::Type, load::shape
 pub struct Source {
     shape: Shape,
     columns: Vec<Column>,
-    converted: Converted,
+    converted: ConvertedSchema,
     connection: RawConnection,
     group: Mutex<Option<Arc<Group>>>,
     failed: Mutex<Option<Failure>>,
@@ -36,7 +36,7 @@ pub(super) struct Column {
 /// A type handle of our own.
 pub(super) struct LogicalType(pub ffi::duckdb_logical_type);
 
-struct Converted(ffi::duckdb_arrow_converted_schema);
+struct ConvertedSchema(ffi::duckdb_arrow_converted_schema);
 
 /// The connection on which the load's statements run; DuckDB looks up its settings from all threads of a statement.
 struct RawConnection(ffi::duckdb_connection);
@@ -46,9 +46,9 @@ unsafe impl Send for LogicalType {}
 // SAFETY: as above.
 unsafe impl Sync for LogicalType {}
 // SAFETY: made once and only read afterwards.
-unsafe impl Send for Converted {}
+unsafe impl Send for ConvertedSchema {}
 // SAFETY: as above.
-unsafe impl Sync for Converted {}
+unsafe impl Sync for ConvertedSchema {}
 // SAFETY: used while a statement of the same connection runs, which keeps it open; DuckDB only reads its settings.
 unsafe impl Send for RawConnection {}
 // SAFETY: as above.
@@ -61,7 +61,7 @@ impl Drop for LogicalType {
     }
 }
 
-impl Drop for Converted {
+impl Drop for ConvertedSchema {
     fn drop(&mut self) {
         // SAFETY: made for us and destroyed once.
         unsafe { ffi::duckdb_destroy_arrow_converted_schema(&mut self.0) };
@@ -82,7 +82,7 @@ impl Source {
         let schema = shape.schema().clone();
         let mut exported = FFI_ArrowSchema::try_from(schema.as_ref())
             .map_err(|error| Failure::new(Code::Invalid, format!("the body's schema can't be used: {error}")))?;
-        let mut converted = Converted(ptr::null_mut());
+        let mut converted = ConvertedSchema(ptr::null_mut());
         // SAFETY: both structs have the layout of Arrow's C data interface; DuckDB reads the schema and keeps nothing of it.
         unsafe {
             let raw = (&raw mut exported).cast::<ffi::ArrowSchema>();
@@ -171,6 +171,12 @@ impl Source {
         Ok(exported)
     }
 
+    /// Rows of a batch as a chunk of their own.
+    pub fn chunk(&self, batch: &RecordBatch) -> Result<Converted, Failure> {
+        let (chunk, exported) = self.convert(self.shape.finish(batch)?)?;
+        Ok(Converted { chunk, _exported: exported })
+    }
+
     fn convert(&self, batch: RecordBatch) -> Result<(Chunk, Exported), Failure> {
         let mut exported = FFI_ArrowArray::new(&StructArray::from(batch).to_data());
         let mut chunk = Chunk(ptr::null_mut());
@@ -182,6 +188,19 @@ impl Source {
             said(ffi::duckdb_data_chunk_from_arrow(self.connection.0, &mut *lent, self.converted.0, &mut chunk.0))?;
         }
         Ok((chunk, Exported(exported)))
+    }
+}
+
+/// A chunk that points into Arrow's buffers, with them.
+pub struct Converted {
+    chunk: Chunk,
+    _exported: Exported,
+}
+
+impl Converted {
+    /// The handle; valid as long as `self`.
+    pub fn raw(&self) -> ffi::duckdb_data_chunk {
+        self.chunk.0
     }
 }
 
