@@ -16,8 +16,11 @@ const CONTINUATION: [u8; 4] = [0xff; 4];
 /// Ends an IPC stream.
 pub(super) const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
+/// A message and what follows it.
+type Split<'a> = (&'a [u8], &'a [u8]);
+
 /// The first message of a gRPC body and what follows it; none while there is too little.
-pub(super) fn first_message(body: &[u8]) -> Result<Option<(&[u8], &[u8])>, ApiError> {
+pub(super) fn first_message(body: &[u8]) -> Result<Option<Split<'_>>, ApiError> {
     let Some((prefix, rest)) = body.split_at_checked(PREFIX_BYTES) else { return Ok(None) };
     if prefix[0] != 0 {
         return Err(ApiError::new(Code::Invalid, "compressed gRPC messages are not understood"));
