@@ -16,7 +16,7 @@ const CONTINUATION: [u8; 4] = [0xff; 4];
 /// Ends an IPC stream.
 pub(super) const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
-/// A message, and what follows it.
+/// A message and what follows it.
 type Split<'a> = (&'a [u8], &'a [u8]);
 
 /// The first message of a gRPC body and what follows it; none while there is too little.
