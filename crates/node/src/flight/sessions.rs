@@ -8,16 +8,15 @@
 //! A session ends with its place: at `CloseSession`, when the connection closes, or by the engine when it is idle. What was open is
 //! rolled back. One whose answers are still being sent lives until they are.
 
-use std::collections::{HashMap, HashSet};
+mod seats;
+
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use axum::response::Response;
 use engine::wire::{NO_SESSION, QueryRequest, SessionRequest};
 use http::{HeaderMap, Method};
 use serde::de::IgnoredAny;
-use tokio::sync::{OnceCell, mpsc};
 use uuid::Uuid;
 
 use super::Flight;
@@ -25,177 +24,9 @@ use super::call::Call;
 use super::paper::Matter;
 use super::run::{Asked, told};
 use crate::error::{ApiError, Code};
-use crate::names::MartId;
 
-/// A place without a connection of its own is forgotten after so long; the engine has closed its session by then.
-const IDLE: Duration = Duration::from_secs(20 * 60);
-/// Places and transactions of one principal at once.
-const MOST: usize = 1024;
-/// Sessions that wait to be closed; beyond it they end when they are idle.
-const CLOSING: usize = 1024;
-
-/// Whose place, in which mart.
-type Key = (String, MartId, Uuid);
-
-/// All places of a node.
-pub(super) struct Sessions {
-    inner: Mutex<Inner>,
-    closing: mpsc::Sender<Ended>,
-    ended: Mutex<Option<mpsc::Receiver<Ended>>>,
-}
-
-#[derive(Default)]
-struct Inner {
-    places: HashMap<Key, Arc<Seat>>,
-    transactions: HashMap<Uuid, Arc<Transaction>>,
-    /// Places that end with a connection.
-    watched: HashSet<Key>,
-}
-
-/// A session that nobody uses any more.
-struct Ended {
-    call: Call,
-    session: Uuid,
-}
-
-/// Where a place's statements run.
-pub(super) struct Seat {
-    life: Mutex<Arc<Life>>,
-    /// The transaction that has it.
-    taken: Mutex<Option<Uuid>>,
-    used: Mutex<Instant>,
-    /// Ends with its connection, not by being idle.
-    bound: bool,
-}
-
-/// One session of an engine; closed when dropped.
-pub(super) struct Life {
-    id: Uuid,
-    made: OnceCell<()>,
-    call: Call,
-    closing: mpsc::Sender<Ended>,
-    closed: AtomicBool,
-}
-
-/// A transaction that a client began.
-pub(super) struct Transaction {
-    key: Key,
-    seat: Arc<Seat>,
-    /// The session in which it was begun; lost and found empty, it is begun anew.
-    begun: Mutex<Option<(Uuid, Arc<OnceCell<()>>)>>,
-    touched: AtomicBool,
-}
-
-/// Where a statement runs.
-#[derive(Clone)]
-pub(super) struct Used {
-    life: Arc<Life>,
-    transaction: Option<Arc<Transaction>>,
-}
-
-impl Used {
-    /// The session's id.
-    pub(super) fn id(&self) -> Uuid {
-        self.life.id
-    }
-
-    /// Something ran there: it can't be begun anew unnoticed.
-    pub(super) fn touch(&self) {
-        if let Some(transaction) = &self.transaction {
-            transaction.touched.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Life {
-    fn drop(&mut self) {
-        if self.made.initialized() && !self.closed.load(Ordering::Relaxed) {
-            // If there are too many, the engine closes it when it has been idle.
-            let _ = self.closing.try_send(Ended { call: self.call.clone(), session: self.id });
-        }
-    }
-}
-
-impl Sessions {
-    pub(super) fn new() -> Self {
-        let (closing, ended) = mpsc::channel(CLOSING);
-        Self { inner: Mutex::default(), closing, ended: Mutex::new(Some(ended)) }
-    }
-
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn life(&self, call: &Call) -> Arc<Life> {
-        Arc::new(Life {
-            id: Uuid::new_v4(),
-            made: OnceCell::new(),
-            call: call.clone(),
-            closing: self.closing.clone(),
-            closed: AtomicBool::new(false),
-        })
-    }
-
-    fn seat(&self, call: &Call) -> Arc<Seat> {
-        Arc::new(Seat {
-            life: Mutex::new(self.life(call)),
-            taken: Mutex::default(),
-            used: Mutex::new(Instant::now()),
-            bound: call.place.closed.is_some(),
-        })
-    }
-
-    /// The place's seat, made if there is none; true if it is new.
-    fn place(&self, inner: &mut Inner, call: &Call) -> Result<(Arc<Seat>, bool), ApiError> {
-        let key = key(call);
-        if let Some(seat) = inner.places.get(&key) {
-            seat.touch();
-            return Ok((seat.clone(), false));
-        }
-        let own = inner.places.keys().filter(|(principal, ..)| *principal == key.0).count();
-        if own >= MOST {
-            return Err(ApiError::new(Code::Limited, "too many sessions of this principal are open")
-                .hint("close some, or let their connections end"));
-        }
-        let seat = self.seat(call);
-        inner.places.insert(key, seat.clone());
-        Ok((seat, true))
-    }
-
-    /// Forgets places that nobody has used for long.
-    pub(super) fn expire(&self) {
-        let mut inner = self.inner();
-        inner.places.retain(|_, seat| seat.bound || seat.idle_for() < IDLE);
-        inner.transactions.retain(|_, transaction| transaction.seat.bound || transaction.seat.idle_for() < IDLE);
-    }
-
-    /// Takes everything away from a place.
-    fn take(&self, key: &Key) -> Vec<Arc<Life>> {
-        let mut inner = self.inner();
-        let gone: Vec<_> = inner.transactions.extract_if(|_, transaction| transaction.key == *key).collect();
-        let mut lives: Vec<_> = gone.iter().map(|(_, transaction)| transaction.seat.life()).collect();
-        lives.extend(inner.places.remove(key).map(|seat| seat.life()));
-        lives
-    }
-}
-
-impl Seat {
-    fn life(&self) -> Arc<Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn taken(&self) -> MutexGuard<'_, Option<Uuid>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn touch(&self) {
-        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    fn idle_for(&self) -> Duration {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
-    }
-}
+use seats::{Ended, Life, MOST, Seat, Transaction, key};
+pub(super) use seats::{Sessions, Used};
 
 impl Flight {
     /// Begins a transaction. The engine hears of it with the first statement.
@@ -458,25 +289,6 @@ impl Drop for Unended<'_> {
     }
 }
 
-impl Transaction {
-    fn belongs_to(&self, call: &Call) -> bool {
-        self.key.0 == call.principal.id && self.key.1 == call.mart
-    }
-
-    /// Whether it was begun in that session.
-    fn begun_in(&self, life: Uuid) -> Arc<OnceCell<()>> {
-        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*begun {
-            Some((id, cell)) if *id == life => cell.clone(),
-            _ => {
-                let cell = Arc::new(OnceCell::new());
-                *begun = Some((life, cell.clone()));
-                cell
-            }
-        }
-    }
-}
-
 /// The transaction that a client's id names.
 pub(super) fn transaction_of(matter: Matter) -> Result<Uuid, ApiError> {
     match matter {
@@ -488,10 +300,6 @@ pub(super) fn transaction_of(matter: Matter) -> Result<Uuid, ApiError> {
 /// A statement on a session.
 pub(super) fn in_session(sql: &str, session: Uuid) -> QueryRequest {
     QueryRequest { sql: sql.to_owned(), session: Some(session), ..Default::default() }
-}
-
-fn key(call: &Call) -> Key {
-    (call.principal.id.clone(), call.mart.clone(), call.place.id)
 }
 
 /// Whether an engine has closed the session.
