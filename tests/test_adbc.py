@@ -438,7 +438,7 @@ def test_a_table_tells_its_schema(furnished, connection):
 
 
 def test_table_types_are_listed(furnished, connection):
-    assert {"BASE TABLE", "VIEW"} <= set(connection.adbc_get_table_types())
+    assert {"TABLE", "VIEW"} <= set(connection.adbc_get_table_types())
 
 
 def test_the_server_tells_who_it_is(connection):

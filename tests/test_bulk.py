@@ -207,10 +207,27 @@ def test_a_body_that_does_not_fit_names_the_column_and_leaves_nothing(mart, kind
     assert stored(mart) == []
 
 
-def test_a_line_that_is_no_row_is_told_with_its_number(mart):
-    with pytest.raises(Refused) as csv_line:
-        mart.load("t", b"a,b\n1,2\n3,4,5,6\n", CSV)
-    assert csv_line.value.status in (400, 422) and "3" in csv_line.value.body
+@pytest.mark.parametrize("lines", [b"a,b\n1,2\n3,4,5,6\n", b"a,b\n1\n3,4\n", b"# note\na,b\n1,2\n"], ids=["long", "short", "comment"])
+def test_no_line_is_skipped_because_it_is_no_row(mart, lines):
+    with pytest.raises(Refused, match="columns") as new:
+        mart.load("t", lines, CSV)
+    assert new.value.status in (400, 422) and not mart.exists("t")
+    mart.query("CREATE TABLE t (a BIGINT, b BIGINT)")
+    with pytest.raises(Refused) as old:
+        mart.load("t", lines, CSV, mode="append")
+    assert old.value.status in (400, 422)
+    assert "/" not in old.value.body.replace("PUT", "")
+    assert mart.rows("SELECT count(*) FROM t") == [(0,)]
+
+
+def test_a_comment_mark_and_an_empty_line_are_data(mart):
+    mart.load("t", b"a,b\n1,#x\n#2,y\n", CSV)
+    assert mart.rows("SELECT * FROM t ORDER BY b") == [("1", "#x"), ("#2", "y")]
+    mart.load("one", b"a\n1\n\n3\n", CSV)
+    assert mart.rows("SELECT count(*), count(a) FROM one") == [(3, 2)]
+
+
+def test_a_body_that_is_no_json_is_refused(mart):
     with pytest.raises(Refused) as json_line:
         mart.load("t", b'{"a": 1}\n{"a": \n', NDJSON)
     assert json_line.value.status in (400, 422)

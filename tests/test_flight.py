@@ -299,18 +299,23 @@ def test_rows_arrive_by_ingest(mart, client):
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        (pa.table({"a": pa.array([1], pa.int32())}), "`?b`?"),
         (NUMBERS.append_column("extra", pa.array([1, 2, 3])), "`?extra`?"),
         (pa.table({"a": ["not a number"], "b": ["x"]}), "`?a`?|not a number"),
         (pa.table({"a": [[1, 2]], "b": ["x"]}), "`?a`?"),
     ],
-    ids=["missing", "unknown", "value", "type"],
+    ids=["unknown", "value", "type"],
 )
 def test_an_ingest_that_does_not_fit_names_what_differs_and_leaves_nothing(mart, client, wrong, words):
     put(client, flightsql.ingest("t"), NUMBERS)
     with pytest.raises((pa.ArrowException, flight.FlightError), match=words):
         put(client, flightsql.ingest("t", "fail", "append"), wrong)
     assert mart.rows("SELECT count(*) FROM t") == [(3,)]
+
+
+def test_a_column_that_a_load_leaves_out_gets_its_default(mart, client):
+    mart.query("CREATE TABLE t (a INTEGER, b VARCHAR DEFAULT 'none')")
+    assert put(client, flightsql.ingest("t", "fail", "append"), pa.table({"a": pa.array([1], pa.int32())})) == 1
+    assert mart.rows("SELECT * FROM t") == [(1, "none")]
 
 
 CUT = """

@@ -360,7 +360,8 @@ impl<'a> Run<'a> {
         self.before_change(&request.sql, statement)?;
         let takes = takes_parameters(statement);
         if answers {
-            return self.collect(statement.text, takes, !statement.kind.is_read()).map(Some);
+            let writes = matches!(statement.kind, Kind::Write | Kind::CopyTo);
+            return self.collect(statement.text, takes, writes).map(Some);
         }
         let rows = self.rows()?;
         for set in sets(self.request, rows.as_ref(), takes) {

@@ -6,13 +6,19 @@ use serde_json::Value as Json;
 
 use super::{
     Code, Failure, Loaded, Loading, Media,
-    target::{Column, Target},
+    target::{Column, Target, quoted},
 };
 use crate::{
     format::types::{Kind, Type},
     load::{depth::Depth, reader::BodyReader, spool::SpoolFile},
     open::literal,
 };
+
+/// What a CSV body is: nothing of it is found out, since what DuckDB's sniffer can't make sense of it skips, and rows would be lost.
+const DIALECT: &str = ", delim = ',', quote = '\"', escape = '\"', comment = '', skip = 0, null_padding = false, \
+    ignore_errors = false, allow_quoted_nulls = false";
+/// Columns that are tried at most, to name the one that does not fit.
+const MOST_TRIED: usize = 200;
 
 impl Loading<'_, '_> {
     pub(super) fn spooled(&mut self, mut body: BodyReader<'_>, media: Media) -> Result<Loaded, Failure> {
@@ -26,6 +32,17 @@ impl Loading<'_, '_> {
         drop(body);
         self.begin()?;
         self.take_file(&file, media).map_err(|failure| named(failure, &file))
+    }
+
+    /// The column of a JSON body whose values do not fit, which DuckDB does not name. The transaction is of no more use.
+    fn misfit(&self, path: &str, found: &[(String, Type)], columns: &[(String, Type)]) -> Option<String> {
+        let connection = self.run.engine.mart.connect().ok()?;
+        known(found, columns).into_iter().take(MOST_TRIED).find_map(|column| {
+            let (name, ty) = column.clone();
+            let read = ndjson(path, &with_types("columns", &[column], |ty| ty.to_string()));
+            let tried = connection.column(&format!("SELECT count({})::VARCHAR FROM {read}", quoted(&name)));
+            tried.is_err().then(|| format!("column `{name}` ({ty}): "))
+        })
     }
 
     fn take_file(&mut self, file: &SpoolFile, media: Media) -> Result<Loaded, Failure> {
@@ -43,6 +60,7 @@ impl Loading<'_, '_> {
             Code::Sql => Failure { code: Code::Invalid, ..failure },
             _ => failure,
         })?;
+        let names = found.clone();
         let text = matches!(media, Media::Csv { .. } | Media::Ndjson) && !target.created;
         let body: Vec<Column> = found
             .into_iter()
@@ -50,7 +68,13 @@ impl Loading<'_, '_> {
             .map(|(name, ty)| Column { name, ty: if text { Type::text() } else { ty }, was: None })
             .collect();
         let way = target.way(self, &body)?;
-        let rows = self.execute(&way.insert(&read))?;
+        let rows = self.execute(&way.insert(&read)).map_err(|failure| match media {
+            Media::Ndjson if !target.created && failure.code == Code::Sql => {
+                let column = self.misfit(&path, &names, &target.columns).unwrap_or_default();
+                Failure { message: column + &failure.message, ..failure }
+            }
+            _ => failure,
+        })?;
         way.finish(self)?;
         Ok(Loaded { rows, created: target.created })
     }
@@ -89,38 +113,39 @@ impl Loading<'_, '_> {
     /// A call that reads a CSV file as DuckDB finds it to be when it looks at all of it.
     fn sniffed(&self, header: bool, path: &str) -> Result<String, Failure> {
         let sniff = format!(
-            "SELECT to_json({{delim: Delimiter, quote: Quote, escape: Escape, comment: Comment, new_line: NewLineDelimiter,
-                skip: SkipRows, columns: Columns, dateformat: DateFormat, timestampformat: TimestampFormat}})::VARCHAR
-             FROM sniff_csv({path}, header = {header}, sample_size = -1, compression = 'none', allow_quoted_nulls = false)"
+            "SELECT to_json({{new_line: NewLineDelimiter, columns: Columns, dateformat: DateFormat,
+                timestampformat: TimestampFormat}})::VARCHAR
+             FROM sniff_csv({path}, header = {header}, sample_size = -1, compression = 'none'{DIALECT})"
         );
-        let found: Json = serde_json::from_str(&self.ask(&sniff, &[])?.concat()).unwrap_or_default();
+        let sniffed = self.ask(&sniff, &[]).map_err(|failure| match failure.message.contains("CSV parsing dialect") {
+            true => Failure::new(
+                Code::Invalid,
+                "the body is not the CSV it should be: each line has the columns of the first, with commas between them",
+            )
+            .hint("a field that holds a comma, a quote or a line break stands in double quotes (RFC 4180)"),
+            false => failure,
+        })?;
+        let found: Json = serde_json::from_str(&sniffed.concat()).unwrap_or_default();
         let text = |value: &Json| literal(value.as_str().unwrap_or_default());
         let mut options = String::new();
-        for name in ["delim", "quote", "escape", "comment", "new_line", "dateformat", "timestampformat"] {
-            let said = found[name].as_str().filter(|said| !["", "(empty)"].contains(said));
-            match (name, said) {
-                (_, Some(_)) => options += &format!(", {name} = {}", text(&found[name])),
-                // Without one, and not with the one that is usual.
-                ("quote" | "escape" | "comment", None) => options += &format!(", {name} = ''"),
-                _ => {}
+        for name in ["new_line", "dateformat", "timestampformat"] {
+            if found[name].as_str().is_some_and(|said| !["", "(empty)"].contains(&said)) {
+                options += &format!(", {name} = {}", text(&found[name]));
             }
         }
         let columns = found["columns"].as_array().map(Vec::as_slice).unwrap_or_default();
         let columns: Vec<String> =
             columns.iter().map(|column| format!("{}: {}", text(&column["name"]), text(&column["type"]))).collect();
         Ok(format!(
-            "read_csv({path}, auto_detect = false, header = {header}, skip = {}, compression = 'none', \
-             allow_quoted_nulls = false, hive_partitioning = false{options}, columns = {{{}}})",
-            found["skip"].as_u64().unwrap_or_default(),
+            "read_csv({path}, auto_detect = false, header = {header}, compression = 'none', \
+             hive_partitioning = false{DIALECT}{options}, columns = {{{}}})",
             columns.join(", ")
         ))
     }
 }
 
 fn csv(header: bool, path: &str, types: &str) -> String {
-    format!(
-        "read_csv({path}, header = {header}, compression = 'none', allow_quoted_nulls = false, hive_partitioning = false{types})"
-    )
+    format!("read_csv({path}, header = {header}, compression = 'none', hive_partitioning = false{DIALECT}{types})")
 }
 
 fn ndjson(path: &str, types: &str) -> String {
@@ -147,14 +172,16 @@ fn with_types(option: &str, known: &[(String, Type)], text: impl Fn(&Type) -> St
     format!(", {option} = {{{}}}", fields.join(", "))
 }
 
-/// The file has a name that is nobody's business.
+/// The file has a name that is nobody's business, and DuckDB's advice is about options that a body has not.
 fn named(mut failure: Failure, file: &SpoolFile) -> Failure {
-    if let Some(name) = file.path().file_name().and_then(|name| name.to_str()) {
-        let words = failure.message.split(' ').map(|word| match word.contains(name) {
-            true => "the body",
-            false => word,
-        });
-        failure.message = words.collect::<Vec<_>>().join(" ");
+    let text = &mut failure.message;
+    for advice in ["\nPossible", "\nTry setting", "\n\nLINE "] {
+        text.truncate(text.find(advice).unwrap_or(text.len()));
+    }
+    let Some(name) = file.path().file_name().and_then(|name| name.to_str()) else { return failure };
+    while let Some(at) = text.find(name) {
+        let dir = text[..at].rfind(['"', '\'', '\n']).map_or(0, |quote| quote + 1);
+        text.replace_range(dir..at + name.len(), "the body");
     }
     failure
 }
