@@ -88,7 +88,7 @@ impl Loading<'_, '_> {
                 Ok((describe(&read)?, read))
             }
             Media::Csv { header } => {
-                let found = describe(&csv(header, path, ""))?;
+                let found = describe(&csv(header, path, "")).map_err(not_csv)?;
                 // What its reader can't make itself, the INSERT casts.
                 let plain = |ty: &Type| match ty.kind {
                     Kind::Enum { .. } | Kind::Variant => "VARCHAR".to_owned(),
@@ -117,14 +117,7 @@ impl Loading<'_, '_> {
                 timestampformat: TimestampFormat}})::VARCHAR
              FROM sniff_csv({path}, header = {header}, sample_size = -1, compression = 'none'{DIALECT})"
         );
-        let sniffed = self.ask(&sniff, &[]).map_err(|failure| match failure.message.contains("CSV parsing dialect") {
-            true => Failure::new(
-                Code::Invalid,
-                "the body is not the CSV it should be: each line has the columns of the first, with commas between them",
-            )
-            .hint("a field that holds a comma, a quote or a line break stands in double quotes (RFC 4180)"),
-            false => failure,
-        })?;
+        let sniffed = self.ask(&sniff, &[]).map_err(not_csv)?;
         let found: Json = serde_json::from_str(&sniffed.concat()).unwrap_or_default();
         let text = |value: &Json| literal(value.as_str().unwrap_or_default());
         let mut options = String::new();
@@ -142,6 +135,16 @@ impl Loading<'_, '_> {
             columns.join(", ")
         ))
     }
+}
+
+/// What DuckDB says of a dialect that it was told, in our words.
+fn not_csv(failure: Failure) -> Failure {
+    if !failure.message.contains("CSV parsing dialect") {
+        return failure;
+    }
+    let text = "the body is not the CSV it should be: each line has the columns of the first, with commas between them";
+    let hint = "a field that holds a comma, a quote or a line break stands in double quotes (RFC 4180)";
+    Failure::new(Code::Invalid, text).hint(hint)
 }
 
 fn csv(header: bool, path: &str, types: &str) -> String {
