@@ -39,8 +39,8 @@ use http::header::SET_COOKIE;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::connection::ConnectionId;
 use crate::error::ApiError;
-use crate::server::ConnectionId;
 
 /// A client's message at most: a batch of a bulk load, most likely. It is in memory as a whole.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod connection;
 pub mod control;
 pub mod engine_client;
 pub mod error;

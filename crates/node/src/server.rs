@@ -25,6 +25,7 @@ use crate::app::App;
 use crate::auth::Admin;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::connection::ConnectionId;
 use crate::control::Control;
 use crate::flight::{self, Flight};
 use crate::followers::Followers;
@@ -63,15 +64,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Whoever may list it may read every tenant's data.
 const PRIVATE: u32 = 0o700;
 const ADDRESS_FILE: &str = "address";
-
-/// One client connection, in the extensions of each of its requests.
-#[derive(Debug, Clone)]
-pub struct ConnectionId {
-    /// Random.
-    pub id: uuid::Uuid,
-    /// Cancelled once it is closed.
-    pub closed: CancellationToken,
-}
 
 /// A node that serves.
 pub struct Server {

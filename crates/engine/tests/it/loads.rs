@@ -152,7 +152,7 @@ async fn a_csv_body_is_looked_at_to_its_end_and_its_names_are_only_names() {
     let served = Served::start().await;
     let late: String = (0..60_000).map(|i| format!("{i};0{}/0{}/2024\n", i % 9 + 1, i % 8 + 1)).collect();
     let body = format!("n;\"it's a \"\"day\"\", {{}}\"\n{late}x;31/12/2024\n");
-    assert_eq!(loaded(&served.load(create("t"), CSV, body).await), (60_001, true));
+    assert_eq!(loaded(&served.load(create("t"), "text/csv; delimiter=semicolon", body).await), (60_001, true));
     assert_eq!(
         served
             .rows(
@@ -164,7 +164,10 @@ async fn a_csv_body_is_looked_at_to_its_end_and_its_names_are_only_names() {
     let body = "a,b\n\"\",1\n,2\n\"x\ny\",3\n";
     assert_eq!(loaded(&served.load(replace("t"), CSV, body).await), (3, true));
     assert_eq!(served.rows("select a, b from t order by b").await, json!([["", 1], [null, 2], ["x\ny", 3]]));
-    assert_eq!(loaded(&served.load(replace("t"), "text/csv; header=absent", "1|2\r\n3|4\r\n").await), (2, true));
+    assert_eq!(
+        loaded(&served.load(replace("t"), "text/csv; header=absent; delimiter=pipe", "1|2\r\n3|4\r\n").await),
+        (2, true)
+    );
     assert_eq!(served.rows("select column1 from t order by 1").await, json!([[2], [4]]));
     assert_eq!(loaded(&served.load(replace("t"), CSV, "only\n1\n2\n").await), (2, true));
     assert_eq!(served.rows("select sum(\"only\") from t").await, json!([[3]]));

@@ -15,10 +15,10 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::{self, Principal};
+use crate::connection::ConnectionId;
 use crate::error::{ApiError, Code};
 use crate::names::{MartId, Tenant};
 use crate::router::Durability;
-use crate::server::ConnectionId;
 
 /// Request metadata: `TENANT/MART`.
 pub(super) const MART: HeaderName = HeaderName::from_static("tarn-mart");

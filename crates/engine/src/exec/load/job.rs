@@ -20,32 +20,49 @@ pub enum Media {
     Csv {
         /// Has it such a line?
         header: bool,
+        /// What stands between values.
+        delimiter: char,
     },
     /// An object per line.
     Ndjson,
 }
 
+/// What may stand between the values of a line, as `delimiter=` names it.
+const DELIMITERS: [(&str, char); 4] = [("comma", ','), ("semicolon", ';'), ("tab", '\t'), ("pipe", '|')];
+
 impl Media {
     /// From `Content-Type`.
     pub fn from_header(text: &str) -> Option<Self> {
         let mut parts = text.split(';').map(|part| part.trim().to_ascii_lowercase());
-        match parts.next()?.as_str() {
+        let media = parts.next()?;
+        let said: Vec<String> = parts.collect();
+        match media.as_str() {
             "application/vnd.apache.arrow.stream" => Some(Self::Arrow),
             "application/vnd.apache.parquet" | "application/x-parquet" => Some(Self::Parquet),
-            "text/csv" => Some(Self::Csv { header: !parts.any(|part| part == "header=absent") }),
+            "text/csv" => {
+                let header = !said.iter().any(|part| part == "header=absent");
+                let delimiter = match said.iter().find_map(|part| part.strip_prefix("delimiter=")) {
+                    None => ',',
+                    Some(word) => DELIMITERS.iter().find(|(name, _)| *name == word)?.1,
+                };
+                Some(Self::Csv { header, delimiter })
+            }
             "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Some(Self::Ndjson),
             _ => None,
         }
     }
 
     /// The media type.
-    pub fn content_type(self) -> &'static str {
+    pub fn content_type(self) -> String {
         match self {
-            Self::Arrow => "application/vnd.apache.arrow.stream",
-            Self::Parquet => "application/vnd.apache.parquet",
-            Self::Csv { header: true } => "text/csv",
-            Self::Csv { header: false } => "text/csv; header=absent",
-            Self::Ndjson => "application/x-ndjson",
+            Self::Arrow => "application/vnd.apache.arrow.stream".into(),
+            Self::Parquet => "application/vnd.apache.parquet".into(),
+            Self::Csv { header, delimiter } => {
+                let header = if header { "" } else { "; header=absent" };
+                let delimiter = DELIMITERS.iter().find(|(_, known)| *known == delimiter).map_or("", |(name, _)| name);
+                format!("text/csv; delimiter={delimiter}{header}")
+            }
+            Self::Ndjson => "application/x-ndjson".into(),
         }
     }
 }

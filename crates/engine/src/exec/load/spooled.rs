@@ -14,9 +14,10 @@ use crate::{
     open::literal,
 };
 
-/// What a CSV body is: nothing of it is found out, since what DuckDB's sniffer can't make sense of it skips, and rows would be lost.
-const DIALECT: &str = ", delim = ',', quote = '\"', escape = '\"', comment = '', skip = 0, null_padding = false, \
-    ignore_errors = false, allow_quoted_nulls = false";
+/// What a CSV body is, behind `delim`: nothing of it is found out, since what DuckDB's sniffer can't make sense of it skips, and rows
+/// would be lost.
+const DIALECT: &str = "quote = '\"', escape = '\"', comment = '', skip = 0, null_padding = false, ignore_errors = false, \
+    allow_quoted_nulls = false, compression = 'none'";
 /// Columns that are tried at most, to name the one that does not fit.
 const MOST_TRIED: usize = 200;
 
@@ -83,19 +84,20 @@ impl Loading<'_, '_> {
     fn reader(&self, media: Media, path: &str, target: &Target) -> Result<(Vec<(String, Type)>, String), Failure> {
         let describe = |read: &str| self.columns_of(&format!("FROM {read}"));
         match media {
-            Media::Csv { header } if target.created => {
-                let read = self.sniffed(header, path)?;
+            Media::Csv { header, delimiter } if target.created => {
+                let read = self.sniffed(header, delimiter, path)?;
                 Ok((describe(&read)?, read))
             }
-            Media::Csv { header } => {
-                let found = describe(&csv(header, path, "")).map_err(not_csv)?;
+            Media::Csv { header, delimiter } => {
+                let csv = |types: &str| csv(header, delimiter, path, types);
+                let found = describe(&csv("")).map_err(not_csv)?;
                 // What its reader can't make itself, the INSERT casts.
                 let plain = |ty: &Type| match ty.kind {
                     Kind::Enum { .. } | Kind::Variant => "VARCHAR".to_owned(),
                     _ if ty.is_nested() || ty.alias.is_some() => "VARCHAR".to_owned(),
                     _ => ty.to_string(),
                 };
-                let read = csv(header, path, &with_types("types", &known(&found, &target.columns), plain));
+                let read = csv(&with_types("types", &known(&found, &target.columns), plain));
                 Ok((found, read))
             }
             Media::Ndjson => {
@@ -111,11 +113,11 @@ impl Loading<'_, '_> {
     }
 
     /// A call that reads a CSV file as DuckDB finds it to be when it looks at all of it.
-    fn sniffed(&self, header: bool, path: &str) -> Result<String, Failure> {
+    fn sniffed(&self, header: bool, delimiter: char, path: &str) -> Result<String, Failure> {
         let sniff = format!(
             "SELECT to_json({{new_line: NewLineDelimiter, columns: Columns, dateformat: DateFormat,
                 timestampformat: TimestampFormat}})::VARCHAR
-             FROM sniff_csv({path}, header = {header}, sample_size = -1, compression = 'none'{DIALECT})"
+             FROM sniff_csv({path}, header = {header}, sample_size = -1, delim = '{delimiter}', {DIALECT})"
         );
         let sniffed = self.ask(&sniff, &[]).map_err(not_csv)?;
         let found: Json = serde_json::from_str(&sniffed.concat()).unwrap_or_default();
@@ -130,8 +132,8 @@ impl Loading<'_, '_> {
         let columns: Vec<String> =
             columns.iter().map(|column| format!("{}: {}", text(&column["name"]), text(&column["type"]))).collect();
         Ok(format!(
-            "read_csv({path}, auto_detect = false, header = {header}, compression = 'none', \
-             hive_partitioning = false{DIALECT}{options}, columns = {{{}}})",
+            "read_csv({path}, auto_detect = false, header = {header}, delim = '{delimiter}', {DIALECT}, \
+             hive_partitioning = false{options}, columns = {{{}}})",
             columns.join(", ")
         ))
     }
@@ -143,12 +145,13 @@ fn not_csv(failure: Failure) -> Failure {
         return failure;
     }
     let text = "the body is not the CSV it should be: each line has the columns of the first, with commas between them";
-    let hint = "a field that holds a comma, a quote or a line break stands in double quotes (RFC 4180)";
+    let hint = "`text/csv; delimiter=semicolon` (or `tab`, `pipe`) names another mark; a field that holds the mark, a quote or a line \
+                break stands in double quotes (RFC 4180)";
     Failure::new(Code::Invalid, text).hint(hint)
 }
 
-fn csv(header: bool, path: &str, types: &str) -> String {
-    format!("read_csv({path}, header = {header}, compression = 'none', hive_partitioning = false{DIALECT}{types})")
+fn csv(header: bool, delimiter: char, path: &str, types: &str) -> String {
+    format!("read_csv({path}, header = {header}, delim = '{delimiter}', {DIALECT}, hive_partitioning = false{types})")
 }
 
 fn ndjson(path: &str, types: &str) -> String {
