@@ -28,6 +28,7 @@ pub struct Home {
     pub httpfs: Option<PathBuf>,
     pub gateway: Option<GatewayConfig>,
     pub view: Option<ViewConfig>,
+    pub threads: u32,
     pub session_idle_ms: u64,
     pub transaction_idle_ms: u64,
 }
@@ -39,6 +40,7 @@ impl Home {
             httpfs: None,
             gateway: None,
             view: None,
+            threads: 2,
             session_idle_ms: 900_000,
             transaction_idle_ms: 60_000,
         }
@@ -58,7 +60,7 @@ impl Home {
             temp_dir: self.dir.path().join("tmp"),
             home_dir: self.dir.path().join("home"),
             memory_limit_bytes: 512 << 20,
-            threads: 2,
+            threads: self.threads,
             max_temp_bytes: 1 << 30,
             view: self.view.clone(),
             httpfs_path: self.httpfs.clone(),
