@@ -63,7 +63,8 @@ pub fn moments(header: &Header) -> Vec<Moment> {
             let mut from = *wal_from;
             ends.iter()
                 .map(|(end, time_us)| {
-                    let bytes = end - std::mem::replace(&mut from, *end);
+                    // A header may be read before its hash is checked.
+                    let bytes = end.saturating_sub(std::mem::replace(&mut from, *end));
                     Moment { position: at(*iteration, *end), time_us: *time_us, what: What::Commit, bytes }
                 })
                 .collect()

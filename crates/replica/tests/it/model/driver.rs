@@ -251,7 +251,10 @@ impl Run {
         for _ in 0..self.random.random_range(0..3) {
             if self.random.random_bool(0.5) {
                 let now = i64::try_from(self.operation).expect("small");
-                self.set_names(|names| drop(names.done.insert("sweep".into(), now))).await;
+                self.set_names(|names| {
+                    names.done.insert("sweep".into(), now);
+                })
+                .await;
                 continue;
             }
             let claimed = self.opened.shipper.claim().await;
