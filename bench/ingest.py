@@ -99,7 +99,7 @@ def by_quack(where, rows, name):
 
 def by_adbc(where, table, name, durability):
     with adbc(where, {"tarn-durability": durability}) as connection, connection.cursor() as cursor:
-        return flight.timed(lambda: counted(cursor.adbc_ingest(name, table, mode="create"), table))
+        return flight.timed(lambda: counted(cursor.adbc_ingest(name, table.to_reader(max_chunksize=BATCH_ROWS), mode="create"), table))
 
 
 def by_flight(where, table, name, durability):
