@@ -229,6 +229,9 @@ impl Engine {
                 let mut run =
                     script::Run { engine: self, query, kept, request, progress, session: others, changed: None };
                 let result = run.checked(reply);
+                if let Err(failure) = &result {
+                    run.failed(failure);
+                }
                 changed = run.changed;
                 run.give_up();
                 query.detach();

@@ -57,6 +57,8 @@ pub struct Open {
     pub ddl: Option<usize>,
     /// What it made and dropped so far.
     pub names: Names,
+    /// A statement failed in it, and whether another time it may not: DuckDB may have given the transaction up.
+    pub failed: Option<bool>,
 }
 
 impl Session {
@@ -131,7 +133,8 @@ impl Kept {
             Some(words) => self.connection.execute(words)?,
             None => drop(self.begin.run()?),
         }
-        self.transaction = Transaction::Open(Open { pass, statements: 0, ddl: None, names: Names::default() });
+        self.transaction =
+            Transaction::Open(Open { pass, statements: 0, ddl: None, names: Names::default(), failed: None });
         Ok(())
     }
 

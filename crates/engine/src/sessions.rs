@@ -29,6 +29,10 @@ const LOOK: Duration = Duration::from_millis(20);
 const IN_THE_WAY: Duration = Duration::from_secs(10);
 /// Sessions of one mart at most.
 const MOST: usize = 1_000;
+/// Of these, one principal's.
+const MOST_OF_ONE: usize = 250;
+/// Requests that may wait for their turn in one session: each has one of the engine's places meanwhile.
+const MOST_WAITING: usize = 4;
 
 /// All sessions of a mart.
 pub struct Sessions {
@@ -95,10 +99,11 @@ impl Sessions {
         if places.contains_key(&id) {
             return Err(Failure::new(Code::Conflict, "a session with this id exists"));
         }
-        if places.len() >= MOST {
-            return Err(Failure::new(Code::Limited, format!("the mart has {MOST} sessions open"))
-                .hint("close those that are done")
-                .transient());
+        let own = places.values().filter(|place| place.principal == principal).count();
+        if places.len() >= MOST || own >= MOST_OF_ONE {
+            let failure =
+                Failure::new(Code::Limited, format!("{own} sessions of yours are open, and {} in all", places.len()));
+            return Err(failure.hint("close those that are done").transient());
         }
         let slot = Slot { session: Some(Session::default()), since: Instant::now(), closed: false, query: None };
         let place = Place {
@@ -136,6 +141,11 @@ impl Sessions {
         let found = lock(&self.places).get(&id).filter(|place| place.principal == query.principal).cloned();
         let place = found.ok_or_else(gone)?;
         let _waits = Waits::new(&place);
+        if place.waiting.load(Ordering::Relaxed) > MOST_WAITING {
+            let failure =
+                Failure::new(Code::Limited, format!("{MOST_WAITING} requests wait for their turn in this session"));
+            return Err(failure.hint("send the next one when one is answered, or open another session").transient());
+        }
         let mut slot = lock(&place.slot);
         loop {
             if slot.closed {

@@ -406,7 +406,10 @@ impl Replicator<'_> {
         // would be none that the log knows.
         let client = self.live.engine.client();
         let wait_ms = u64::try_from(QUIET.as_millis()).unwrap_or(u64::MAX);
-        let close = wire::WritersRequest { state: wire::WritersState::Closed, wait_ms, abort: false };
+        // Transactions of sessions, reading ones too, are all behind the gate: whoever is in the way for too long is so here.
+        let patience_over = plan.refused_since.is_some_and(|since| since.elapsed() > READER_PATIENCE);
+        let abort_readers = patience_over || self.shipper.wal_bytes() > ABORT_WAL_BYTES;
+        let close = wire::WritersRequest { state: wire::WritersState::Closed, wait_ms, abort: abort_readers };
         if let Err(error) = client.call::<_, wire::WritersAnswer>("/writers", &close).await {
             self.refused(plan, &format!("writers are busy: {error}"));
             return Ok(());
@@ -418,8 +421,6 @@ impl Replicator<'_> {
             self.refused(plan, "the last commits are not shipped");
             return Ok(());
         }
-        let patience_over = plan.refused_since.is_some_and(|since| since.elapsed() > READER_PATIENCE);
-        let abort_readers = patience_over || self.shipper.wal_bytes() > ABORT_WAL_BYTES;
         self.ask_for_checkpoint(plan, abort_readers).await;
         drop(held);
         Ok(())

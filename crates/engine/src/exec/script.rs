@@ -138,7 +138,11 @@ impl<'a> Run<'a> {
     pub fn statement(&mut self, statement: &Statement<'_>, answers: bool) -> Result<Option<Kept>, Failure> {
         match &statement.kind {
             Kind::TxBegin => self.begin_by_text(statement.text).map(|()| None),
-            Kind::TxCommit => self.end_by_text("commit", Self::commit).map(|()| None),
+            Kind::TxCommit | Kind::TxRollback if !is_bare(&self.request.sql, statement) => {
+                Err(Failure::new(Code::Sql, "only COMMIT and ROLLBACK by themselves end a transaction")
+                    .hint("there are no savepoints and no chained transactions"))
+            }
+            Kind::TxCommit => self.end_by_text("commit", Self::commit_if_whole).map(|()| None),
             Kind::TxRollback => self.end_by_text("roll back", Self::roll_back).map(|()| None),
             Kind::InstallLoad(_) => {
                 match self.kept.open() {
@@ -240,6 +244,28 @@ impl<'a> Run<'a> {
                 self.kept.transaction = Transaction::None;
                 if verb == "commit" { Err(lost()) } else { Ok(()) }
             }
+        }
+    }
+
+    /// COMMIT in a client's words. DuckDB takes it for a transaction that it has given up and commits nothing; the client must know.
+    fn commit_if_whole(&mut self) -> Result<(), Failure> {
+        let failed = self.kept.open().and_then(|open| open.failed);
+        if let Some(transient) = failed
+            && self.kept.connection.execute("SELECT 1").is_err()
+        {
+            self.roll_back()?;
+            let code = if transient { Code::Conflict } else { Code::Sql };
+            let failure = Failure::new(code, "the transaction was rolled back: a statement in it had failed")
+                .hint("nothing of it is committed; begin it again");
+            return Err(if transient { failure.transient() } else { failure });
+        }
+        self.commit()
+    }
+
+    /// Remembers in a session's transaction that a statement failed.
+    pub fn failed(&mut self, failure: &Failure) {
+        if let Some(open) = self.kept.open() {
+            open.failed.get_or_insert(failure.transient);
         }
     }
 
@@ -453,6 +479,15 @@ impl<'a> Run<'a> {
             tracing::error!(%error, "DuckDB failed");
         }
         self.engine.redactor.failure(error, self.query.reason())
+    }
+}
+
+/// Is a COMMIT or ROLLBACK nothing but that?
+fn is_bare(sql: &str, statement: &Statement<'_>) -> bool {
+    match statement.tokens.as_slice() {
+        [_] => true,
+        [_, second] => ["work", "transaction"].iter().any(|word| second.is_word(sql, word)),
+        _ => false,
     }
 }
 

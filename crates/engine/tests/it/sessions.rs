@@ -211,3 +211,41 @@ async fn an_exchange_of_files_does_not_wait_for_an_idle_transaction() {
     assert_eq!(session.ask("COMMIT").await.json()["code"], "conflict");
     assert_eq!(served.rows("SELECT count(*) FROM t").await, json!([[0]]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_of_a_transaction_that_failed_is_no_success() {
+    let served = Served::start().await;
+    served.rows("CREATE TABLE t (i INTEGER PRIMARY KEY)").await;
+    let session = Session::open(&served).await;
+    session.rows("BEGIN").await;
+    session.rows("INSERT INTO t VALUES (1)").await;
+    assert_eq!(session.ask("INSERT INTO t VALUES (1)").await.status, 422);
+    let got = session.ask("COMMIT").await.json();
+    assert_eq!((&got["code"], &got["outcome"]), (&json!("sql"), &json!("none")), "{got}");
+    session.rows("BEGIN").await;
+    session.rows("INSERT INTO t VALUES (2)").await;
+    assert_eq!(session.ask("ROLLBACK TO SAVEPOINT x").await.status, 422);
+    assert_eq!(session.ask("COMMIT AND NOT REALLY").await.status, 422);
+    session.rows("COMMIT WORK").await;
+    assert_eq!(served.rows("FROM t").await, json!([[2]]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_is_kept_busy_does_not_hold_up_a_checkpoint_that_insists() {
+    let served = std::sync::Arc::new(Served::start().await);
+    served.rows("CREATE TABLE t (i INTEGER)").await;
+    let session = Session::open(&served).await;
+    session.rows("BEGIN").await;
+    session.rows("SELECT count(*) FROM t").await;
+    let order = json!({ "state": "closed", "wait_ms": 100, "abort": true }).to_string();
+    let closing = served.send("POST", "/writers", order.into(), &[]);
+    tokio::pin!(closing);
+    let closed = loop {
+        tokio::select! {
+            closed = &mut closing => break closed,
+            _ = session.ask("SELECT 1") => {}
+        }
+    };
+    assert_eq!(closed.status, 200, "{closed:?}");
+    assert_eq!(session.ask("SELECT 1").await.json()["code"], "conflict");
+}
