@@ -45,6 +45,7 @@ def one_client(server, ways):
         for at, (way, load) in enumerate(ways.items()):
             name = f"load_{at}_{round_}"
             times[way].append(load(name))
+            # `object`, the default: what this load left to be shipped is no part of the next one's time.
             server.query(f"DROP TABLE IF EXISTS {name}", mart=data.MART, timeout_ms=600_000)
     best = {way: min(taken) for way, taken in times.items()}
     figures = []

@@ -16,7 +16,7 @@ use crate::duck::Interrupter;
 /// How often a cancelled query is interrupted again.
 const REPEAT: Duration = Duration::from_millis(20);
 /// A query whose client is gone has so long to notice by itself, if it is to be dealt with gently.
-const GENTLE: Duration = Duration::from_secs(1);
+const GENTLE: Duration = Duration::from_millis(100);
 
 /// Why a query has to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
