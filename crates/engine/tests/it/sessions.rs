@@ -211,3 +211,20 @@ async fn an_exchange_of_files_does_not_wait_for_an_idle_transaction() {
     assert_eq!(session.ask("COMMIT").await.json()["code"], "conflict");
     assert_eq!(served.rows("SELECT count(*) FROM t").await, json!([[0]]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_does_not_leave_the_brackets_around_it() {
+    let served = Served::start().await;
+    let session = Session::open(&served).await;
+    let sql = "SELECT 1 AS a) t, (SELECT 2 AS c) x, (SELECT 3 AS b";
+    let body = json!({ "sql": sql, "session": session.id, "keep": true });
+    for got in [
+        served.ask(body, &[]).await,
+        served.send("POST", "/describe", json!({"sql": sql}).to_string().into(), &[]).await,
+    ] {
+        let answer = got.json();
+        assert_eq!((got.status, &answer["code"]), (422, &json!("sql")), "{answer}");
+        assert!(answer["message"].as_str().is_some_and(|message| message.contains("bracket")), "{answer}");
+    }
+    assert_eq!(served.query("SELECT (1").await.json()["code"], "sql");
+}
