@@ -66,7 +66,7 @@ pub(super) fn run(run: &mut Run<'_>, statement: &Statement<'_>) -> Result<Done, 
         file.into_file()
     });
     match written {
-        Ok(file) => Ok(Done::Whole(run.outcome(Kept::File(file)))),
+        Ok((file, room)) => Ok(Done::Whole(run.outcome(Kept::File(file, room)))),
         Err(failure) => {
             if hidden && run.kept.in_transaction() {
                 let _ = run.kept.rollback();
