@@ -1,25 +1,31 @@
-//! An answer that has to wait for its commit: in memory up to a limit, then in a temporary file that has no name any more.
+//! An answer that has to wait for its commit: in memory up to a limit, then in a temporary file that has no name any more, whose bytes
+//! count against the engine's temporary space as those of the spool do.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Seek, Write},
-    path::Path,
+    sync::Arc,
 };
 
 use bytes::Bytes;
 use uuid::Uuid;
 
-/// Bytes kept in memory.
-const MEMORY_BYTES: usize = 32 << 20;
+use crate::{
+    failure::Failure,
+    load::spool::{Room, Spool, full},
+};
+
+/// Bytes kept in memory: of each answer, for as long as its client takes to read it.
+const MEMORY_BYTES: usize = 4 << 20;
 /// Pieces read back from the file.
 const PIECE_BYTES: usize = 1 << 20;
 
 /// A growing answer.
-pub struct Buffer<'a> {
-    dir: &'a Path,
+pub struct Buffer {
+    spool: Arc<Spool>,
     pieces: Vec<Bytes>,
     bytes: usize,
-    file: Option<File>,
+    file: Option<(File, Room)>,
 }
 
 /// A complete answer.
@@ -27,31 +33,32 @@ pub enum Kept {
     /// All of it.
     Memory(Vec<Bytes>),
     /// From the file's beginning.
-    File(File),
+    File(File, Room),
 }
 
-impl<'a> Buffer<'a> {
-    /// Empty; spills into `dir`.
-    pub fn new(dir: &'a Path) -> Self {
-        Self { dir, pieces: Vec::new(), bytes: 0, file: None }
+impl Buffer {
+    /// Empty; spills where `spool` is.
+    pub fn new(spool: Arc<Spool>) -> Self {
+        Self { spool, pieces: Vec::new(), bytes: 0, file: None }
     }
 
-    /// Appends.
-    pub fn push(&mut self, pieces: Vec<Bytes>) -> io::Result<()> {
+    /// Appends; fails if the temporary space is used up.
+    pub fn push(&mut self, pieces: Vec<Bytes>) -> Result<(), Failure> {
         self.bytes += pieces.iter().map(Bytes::len).sum::<usize>();
         self.pieces.extend(pieces);
         if self.bytes <= MEMORY_BYTES {
             return Ok(());
         }
         if self.file.is_none() {
-            let path = self.dir.join(format!("{}.answer", Uuid::new_v4()));
-            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-            std::fs::remove_file(&path)?;
-            self.file = Some(file);
+            let path = self.spool.path(&format!("{}.answer", Uuid::new_v4().simple()));
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(full)?;
+            std::fs::remove_file(&path).map_err(full)?;
+            self.file = Some((file, self.spool.room()));
         }
-        let file = self.file.as_mut().expect("made above");
+        let (file, room) = self.file.as_mut().expect("made above");
         for piece in self.pieces.drain(..) {
-            file.write_all(&piece)?;
+            room.take(piece.len() as u64)?;
+            file.write_all(&piece).map_err(full)?;
         }
         Ok(())
     }
@@ -62,12 +69,12 @@ impl<'a> Buffer<'a> {
     }
 
     /// The whole answer.
-    pub fn finish(self) -> io::Result<Kept> {
+    pub fn finish(self) -> Result<Kept, Failure> {
         match self.file {
             None => Ok(Kept::Memory(self.pieces)),
-            Some(mut file) => {
-                file.rewind()?;
-                Ok(Kept::File(file))
+            Some((mut file, room)) => {
+                file.rewind().map_err(full)?;
+                Ok(Kept::File(file, room))
             }
         }
     }
@@ -87,18 +94,25 @@ mod tests {
     #[test]
     fn a_large_answer_comes_back_from_its_file_and_leaves_no_name() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut buffer = Buffer::new(dir.path());
+        let spool = Spool::open(dir.path(), 50 << 20).expect("opens");
+        let mut buffer = Buffer::new(spool.clone());
         let piece = Bytes::from(vec![7u8; 3 << 20]);
         for _ in 0..15 {
             buffer.push(vec![piece.clone()]).expect("writes");
         }
-        assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 0);
-        let Kept::File(mut file) = buffer.finish().expect("rewinds") else { panic!("45 MB stay in memory") };
+        assert_eq!(std::fs::read_dir(Spool::dir(dir.path())).expect("lists").count(), 0);
+        let mut second = Buffer::new(spool.clone());
+        second.push(vec![piece.clone()]).expect("is in memory");
+        assert_eq!(second.push(vec![piece]).expect_err("the space is used up").code, crate::wire::Code::Limited);
+        drop(second);
+        let Kept::File(mut file, room) = buffer.finish().expect("rewinds") else { panic!("45 MB stay in memory") };
         let mut total = 0;
         while let Some(piece) = next_piece(&mut file).expect("reads") {
             assert!(piece.iter().all(|byte| *byte == 7));
             total += piece.len();
         }
-        assert_eq!(total, 45 << 20);
+        assert_eq!((total, spool.used_bytes()), (45 << 20, 45 << 20));
+        drop(room);
+        assert_eq!(spool.used_bytes(), 0);
     }
 }

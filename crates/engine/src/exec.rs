@@ -16,7 +16,6 @@ mod script;
 mod stream;
 
 use std::{
-    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -65,7 +64,6 @@ pub struct Engine {
     pub view: Option<View>,
     pub(crate) redactor: Redactor,
     keys: keyed::Keys,
-    temp_dir: PathBuf,
     limits: groups::Limits,
     loads: Places,
     spool: Arc<Spool>,
@@ -176,7 +174,6 @@ impl Engine {
             view: config.view.as_ref().map(View::new),
             redactor: Redactor::new(config),
             keys: keyed::Keys::default(),
-            temp_dir: config.temp_dir.clone(),
             limits: groups::Limits::of(config.memory_limit_bytes, config.threads),
             loads: Places::default(),
             spool: Spool::open(&config.temp_dir, config.max_temp_bytes)?,
@@ -255,7 +252,7 @@ impl Engine {
                         (None, false)
                     }
                     // A broken file breaks the body: the commit was reported already.
-                    kept @ Kept::File(_) => {
+                    kept @ Kept::File(..) => {
                         let (writer, body) = pipe();
                         send(reply, Ok(Answer::Stream(head, body)));
                         (Some(stream::Rest::new(writer, kept)), false)

@@ -6,6 +6,7 @@
 
 pub mod body;
 pub mod depth;
+mod expanded;
 pub mod groups;
 pub mod ipc;
 pub mod places;

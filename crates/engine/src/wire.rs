@@ -188,7 +188,8 @@ pub struct Described {
     pub statements: usize,
     /// Base64 of an encapsulated Arrow IPC schema message: what a single statement that reads returns. `None` for all else.
     pub schema: Option<String>,
-    /// False if types in `schema` depend on the parameters' values, which are not known: there text stands for them.
+    /// False if types in `schema` depend on the parameters' values, which are not known: there text stands for them. False as well if
+    /// the statement may write though it reads by its text (`nextval` in a view), or could not be described without running it.
     pub exact: bool,
     /// The same of its parameters, named `1`, `2`, … or as they are called; those whose type DuckDB can't tell are text.
     pub parameters: Option<String>,

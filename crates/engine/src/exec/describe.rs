@@ -29,19 +29,25 @@ pub(super) fn run(run: &mut Run<'_>, statements: &[Statement<'_>]) -> Result<Out
     if let [statement] = statements
         && matches!(statement.kind.label(), "read" | "write")
     {
-        let prepared = run.prepare_only(statement.text)?;
-        let parameters = parameters(&prepared);
-        described.parameters = Some(STANDARD.encode(parameters.schema_message()));
-        if statement.kind.is_read() {
-            let (mut columns, mut exact) = columns(&prepared);
-            drop(prepared);
-            if !exact {
-                (columns, exact) = (run.columns_of_nothing(statement.text)?, run.has_parameters());
+        // Nothing may run that could write: no statement of DuckDB's own before a write, and no read if a `nextval` may hide in it.
+        let harmless = statement.kind.is_read() && !run.engine.hidden.possible();
+        described.exact = harmless || !statement.kind.is_read();
+        if let Some(prepared) = run.prepare_only(statement.text, harmless)? {
+            let parameters = parameters(&prepared);
+            described.parameters = Some(STANDARD.encode(parameters.schema_message()));
+            if statement.kind.is_read() {
+                let (mut columns, mut exact) = columns(&prepared);
+                drop(prepared);
+                if !exact && harmless {
+                    (columns, exact) = (run.columns_of_nothing(statement.text)?, run.has_parameters());
+                }
+                // What has no form in Arrow is refused now.
+                Encoder::new(Format::Flight, columns.clone(), Options::default())?;
+                described.schema = Some(STANDARD.encode(columns.schema_message()));
+                described.exact = exact && harmless;
             }
-            // What has no form in Arrow is refused now.
-            Encoder::new(Format::Flight, columns.clone(), Options::default())?;
-            described.schema = Some(STANDARD.encode(columns.schema_message()));
-            described.exact = exact;
+        } else {
+            described.exact = false;
         }
     }
     let answer = serde_json::to_vec(&described).expect("a plain struct has a JSON form");
@@ -55,6 +61,12 @@ fn kind(statements: &[Statement<'_>]) -> &'static str {
 }
 
 impl Run<'_> {
+    /// Refuses a text that is no statement by itself, before it is put into another: it could end the brackets around it.
+    pub(super) fn check_alone(&self, text: &str) -> Result<(), Failure> {
+        let extracted = self.kept.connection.extract(text).map_err(|error| self.duck(&error))?;
+        if extracted.left() > 0 { Ok(()) } else { Err(no_statement()) }
+    }
+
     fn has_parameters(&self) -> bool {
         self.request.rows.is_some() || !self.request.params.is_empty()
     }
@@ -62,11 +74,12 @@ impl Run<'_> {
     /// The columns of a read whose types depend on its parameters: those of the request's first set, else NULLs.
     fn columns_of_nothing(&mut self, text: &str) -> Result<Columns, Failure> {
         let rows = self.rows()?;
+        self.check_alone(text)?;
         let sql = format!("FROM (\n{text}\n) LIMIT 0");
         let mut result = match sets(self.request, rows.as_ref(), true).into_iter().next() {
             Some(set) if self.has_parameters() => self.prepare(&sql, set)?.stream(),
             _ => {
-                let mut prepared = self.prepare_only(&sql)?;
+                let mut prepared = self.prepare_only(&sql, true)?.ok_or_else(no_statement)?;
                 for index in 1..=prepared.parameters() {
                     prepared.bind_null(index).map_err(|error| self.duck(&error))?;
                 }
@@ -80,10 +93,13 @@ impl Run<'_> {
         Ok(columns)
     }
 
-    /// As `prepare`, but the parameters of the last statement stay open.
-    pub(super) fn prepare_only(&mut self, text: &str) -> Result<Prepared, Failure> {
+    /// As `prepare`, but the parameters of the last statement stay open. `None` if others would have to run before it and may not.
+    pub(super) fn prepare_only(&mut self, text: &str, may_run: bool) -> Result<Option<Prepared>, Failure> {
         let mut extracted = self.kept.connection.extract(text).map_err(|error| self.duck(&error))?;
         let mut prepared = None;
+        if extracted.left() > 1 && !may_run {
+            return Ok(None);
+        }
         while let Some(mut parsed) = extracted.next() {
             let mut next = parsed.prepare().map_err(|error| self.duck(&error))?;
             if extracted.left() > 0 {
@@ -93,8 +109,12 @@ impl Run<'_> {
             }
             prepared = Some(next);
         }
-        prepared.ok_or_else(|| Failure::new(crate::wire::Code::Sql, "DuckDB finds no statement in the text"))
+        prepared.map(Some).ok_or_else(no_statement)
     }
+}
+
+pub(super) fn no_statement() -> Failure {
+    Failure::new(crate::wire::Code::Sql, "DuckDB finds no statement in the text")
 }
 
 /// Names and types of the results' columns, and whether all are known.

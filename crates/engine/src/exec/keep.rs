@@ -34,6 +34,7 @@ pub(super) fn run(run: &mut Run<'_>, statements: &[Statement<'_>]) -> Result<Out
         )
         .hint("run the query as it is and read its answer at once"));
     }
+    run.check_alone(statement.text)?;
     // The closing bracket on a line of its own: the statement may end in a comment.
     let sql = format!("CREATE OR REPLACE TEMPORARY TABLE {KEPT_TABLE} AS FROM (\n{}\n)", statement.text);
     let set = takes_parameters(statement).then_some(Set::Json(&run.request.params));

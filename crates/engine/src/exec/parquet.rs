@@ -66,7 +66,7 @@ pub(super) fn run(run: &mut Run<'_>, statement: &Statement<'_>) -> Result<Done, 
         file.into_file()
     });
     match written {
-        Ok(file) => Ok(Done::Whole(run.outcome(Kept::File(file)))),
+        Ok((file, room)) => Ok(Done::Whole(run.outcome(Kept::File(file, room)))),
         Err(failure) => {
             if hidden && run.kept.in_transaction() {
                 let _ = run.kept.rollback();
@@ -79,7 +79,7 @@ pub(super) fn run(run: &mut Run<'_>, statement: &Statement<'_>) -> Result<Done, 
 
 fn write(run: &mut Run<'_>, statement: &Statement<'_>) -> Result<SpoolFile, Failure> {
     let set = takes_parameters(statement).then_some(Set::Json(&run.request.params));
-    let columns = describe::columns(&run.prepare_only(statement.text)?).0;
+    let columns = describe::columns(&run.prepare_only(statement.text, true)?.ok_or_else(describe::no_statement)?).0;
     let names = columns.unique_names();
     let mut values = Vec::new();
     for (index, ((_, ty), name)) in (1..).zip(columns.into_pairs().iter().zip(names)) {

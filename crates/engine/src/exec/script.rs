@@ -407,7 +407,7 @@ impl<'a> Run<'a> {
     /// Runs to the end and keeps the encoded rows; counts those that it changed if it `writes`.
     fn collect(&mut self, text: &str, takes_parameters: bool, writes: bool) -> Result<Kept, Failure> {
         let mut encoder = None;
-        let mut buffer = Buffer::new(&self.engine.temp_dir);
+        let mut buffer = Buffer::new(self.engine.spool.clone());
         let mut changed = 0;
         let rows = self.rows()?;
         for set in sets(self.request, rows.as_ref(), takes_parameters) {
@@ -429,19 +429,19 @@ impl<'a> Run<'a> {
                 changed += if kind == ResultKind::Changes { chunk.first_count() } else { chunk.rows() };
                 // SAFETY: the chunk is of the result that the columns are of, or of one of the same statement.
                 unsafe { encoder.push(chunk.raw()) }?;
-                buffer.push(encoder.take_ready()).map_err(spill)?;
+                buffer.push(encoder.take_ready())?;
             }
         }
         let Some(encoder) = encoder else {
             return Err(no_sets());
         };
         self.changed = writes.then_some(changed);
-        buffer.push(encoder.finish()).map_err(spill)?;
+        buffer.push(encoder.finish())?;
         if self.request.key.is_some() && buffer.bytes() > keyed::MAX_ANSWER_BYTES {
             return Err(Failure::new(Code::TooLarge, "the answer is too large to be kept under an idempotency key")
                 .hint("leave out RETURNING, or send the request without a key"));
         }
-        buffer.finish().map_err(spill)
+        buffer.finish()
     }
 
     /// Binds the last of DuckDB's statements for `text` after running those before it (PIVOT makes several).
@@ -516,9 +516,4 @@ pub(super) fn sets<'s>(request: &'s Request, rows: Option<&'s Rows>, takes: bool
 
 pub(super) fn takes_parameters(statement: &Statement<'_>) -> bool {
     statement.tokens.iter().any(|token| token.kind == TokenKind::Parameter)
-}
-
-pub(super) fn spill(error: std::io::Error) -> Failure {
-    tracing::warn!(%error, "an answer can't be kept");
-    Failure::new(Code::Limited, "the server's temporary space is used up").hint("ask for less at once")
 }

@@ -23,7 +23,7 @@ use crate::{
 
 use super::{
     Answer, Done, Head, Reply,
-    script::{Run, sets, spill, takes_parameters},
+    script::{Run, sets, takes_parameters},
 };
 
 /// Answers up to this size go out whole.
@@ -34,13 +34,13 @@ const WHOLE_TIME: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_millis(200);
 
 /// Where the pieces are.
-enum Sink<'a> {
+enum Sink {
     /// Held back: nothing was sent yet.
     Held(Vec<Bytes>, usize),
     /// On their way.
     Open(PipeWriter),
     /// Behind those that are on their way, until the session's next request has its turn.
-    Behind(PipeWriter, Buffer<'a>),
+    Behind(PipeWriter, Buffer),
 }
 
 /// The end of an answer that was kept to let the next request have its turn.
@@ -84,9 +84,7 @@ impl<'a> Run<'a> {
                 writer.finish(trailers);
                 Ok(Done::Streamed)
             }
-            Sink::Behind(writer, kept) => {
-                Ok(Done::Rest(Rest { writer, kept: kept.finish().map_err(spill)?, trailers }))
-            }
+            Sink::Behind(writer, kept) => Ok(Done::Rest(Rest { writer, kept: kept.finish()?, trailers })),
         }
     }
 
@@ -94,7 +92,7 @@ impl<'a> Run<'a> {
         &mut self,
         statement: &Statement<'_>,
         hidden: bool,
-        sink: &mut Sink<'a>,
+        sink: &mut Sink,
         reply: &mut Option<Reply>,
     ) -> Result<(), Failure> {
         let started = Instant::now();
@@ -136,7 +134,7 @@ impl<'a> Run<'a> {
     }
 
     /// Sends the head and what was held back.
-    fn open(&mut self, sink: &mut Sink<'a>, hidden: bool, reply: &mut Option<Reply>) -> Result<(), Failure> {
+    fn open(&mut self, sink: &mut Sink, hidden: bool, reply: &mut Option<Reply>) -> Result<(), Failure> {
         let Sink::Held(pieces, _) = sink else { return Ok(()) };
         let pieces = std::mem::take(pieces);
         let (writer, body) = pipe();
@@ -148,14 +146,14 @@ impl<'a> Run<'a> {
         self.put(sink, pieces)
     }
 
-    fn put(&self, sink: &mut Sink<'a>, pieces: Vec<Bytes>) -> Result<(), Failure> {
+    fn put(&self, sink: &mut Sink, pieces: Vec<Bytes>) -> Result<(), Failure> {
         for piece in pieces {
             match sink {
                 Sink::Held(held, bytes) => {
                     *bytes += piece.len();
                     held.push(piece);
                 }
-                Sink::Behind(_, kept) => kept.push(vec![piece]).map_err(spill)?,
+                Sink::Behind(_, kept) => kept.push(vec![piece])?,
                 Sink::Open(writer) => {
                     let gives_way = || self.session.is_some_and(|others| others.wait());
                     match give(writer, piece.clone(), self.query, gives_way) {
@@ -169,17 +167,17 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn fall_behind(&self, sink: &mut Sink<'a>, piece: Bytes) -> Result<(), Failure> {
+    fn fall_behind(&self, sink: &mut Sink, piece: Bytes) -> Result<(), Failure> {
         if let Sink::Open(writer) = std::mem::replace(sink, Sink::Held(Vec::new(), 0)) {
-            let mut kept = Buffer::new(&self.engine.temp_dir);
-            kept.push(vec![piece]).map_err(spill)?;
+            let mut kept = Buffer::new(self.engine.spool.clone());
+            kept.push(vec![piece])?;
             *sink = Sink::Behind(writer, kept);
         }
         Ok(())
     }
 
     /// A failure of an answer whose first byte is sent breaks the body; Flight's has trailers that say why.
-    fn broken(&self, failure: Failure, sink: Sink<'_>) -> Failure {
+    fn broken(&self, failure: Failure, sink: Sink) -> Failure {
         if let (Sink::Open(writer) | Sink::Behind(writer, _), Format::Flight) = (sink, self.request.format) {
             let body = failure.body(self.progress.committed, self.progress.commit.is_some());
             let text = serde_json::to_string(&body).expect("a plain struct has a JSON form");
@@ -224,7 +222,7 @@ impl Rest {
         let give = |piece| matches!(give(&self.writer, piece, query, || false), Given::Taken);
         let sent = match self.kept {
             buffer::Kept::Memory(pieces) => pieces.into_iter().all(give),
-            buffer::Kept::File(mut file) => loop {
+            buffer::Kept::File(mut file, _room) => loop {
                 match buffer::next_piece(&mut file) {
                     Ok(None) => break true,
                     Ok(Some(piece)) => {

@@ -97,7 +97,11 @@ impl<R: Read> Groups<R> {
             return Ok(Some(left));
         }
         match self.reader.next_batch()? {
-            Some((batch, size)) => Ok(Some((self.source.shape().stage(&batch)?, size))),
+            Some((batch, size)) => {
+                let shape = self.source.shape();
+                let more = shape.expanded(&batch, false, self.limits.bytes as u64)?;
+                Ok(Some((shape.stage(&batch)?, size + more as usize)))
+            }
             None => Ok(None),
         }
     }

@@ -14,6 +14,7 @@ use arrow_schema::{
     ArrowError, DataType, Field, FieldRef, Fields, IntervalUnit, Schema, SchemaRef, TimeUnit, UnionMode,
 };
 
+use super::expanded::{Budget, is_shared};
 use crate::{failure::Failure, wire::Code};
 
 /// Deepest nesting of types, and most elements of a fixed-size list: DuckDB's own limit.
@@ -22,6 +23,8 @@ const MAX_ARRAY: i32 = 100_000;
 /// Field metadata that DuckDB may see: which of Arrow's own extension types a column is.
 const EXTENSION: &str = "ARROW:extension:name";
 const EXTENSIONS: [&str; 3] = ["arrow.uuid", "arrow.json", "arrow.bool8"];
+/// What the values of dictionaries may take in the rows that DuckDB reads at once.
+const MAX_SLICE_BYTES: u64 = 128 << 20;
 const DAY_SECONDS: i64 = 86_400;
 
 /// What to do with each column.
@@ -58,13 +61,37 @@ impl Shape {
         &self.to
     }
 
-    /// Brings the nested columns of a whole batch into shape: their slices share what is inside of them.
+    /// How many bytes a batch gets when its runs and dictionaries are written out: those inside of nested columns, which is done for
+    /// all of it at once, or `all`. Refuses more than `limit`.
+    pub fn expanded(&self, batch: &RecordBatch, all: bool, limit: u64) -> Result<u64, Failure> {
+        super::guarded(|| {
+            let mut left = Budget(limit);
+            for (column, field) in batch.columns().iter().zip(self.from.fields()) {
+                let ty = column.data_type();
+                if !is_shared(ty) || is_flat(ty) && !all {
+                    continue;
+                }
+                check_views(column).map_err(|error| unloadable(field.name(), &error))?;
+                left.take(column).ok_or_else(|| too_large(field.name(), limit))?;
+            }
+            Ok(limit - left.0)
+        })
+    }
+
+    /// Brings the nested columns of a whole batch into shape: their slices share what is inside of them. What they grow to is looked at
+    /// before, with [`Self::expanded`].
     pub fn stage(&self, batch: &RecordBatch) -> Result<RecordBatch, Failure> {
         super::guarded(|| self.apply(batch, &self.from, &self.staged, |ty| !is_flat(ty)))
     }
 
     /// Brings the flat columns of a slice of a staged batch into shape.
     pub fn finish(&self, slice: &RecordBatch) -> Result<RecordBatch, Failure> {
+        let mut left = Budget(MAX_SLICE_BYTES);
+        for (column, field) in slice.columns().iter().zip(self.staged.fields()) {
+            if is_shared(column.data_type()) {
+                left.take(column).ok_or_else(|| too_large(field.name(), MAX_SLICE_BYTES))?;
+            }
+        }
         self.apply(slice, &self.staged, &self.to, is_flat)
     }
 
@@ -79,9 +106,7 @@ impl Shape {
         for ((column, from), to) in batch.columns().iter().zip(from.fields()).zip(to.fields()) {
             let mut column = column.clone();
             if concerns(from.data_type()) {
-                let named = |error: ArrowError| {
-                    Failure::new(Code::Invalid, format!("column `{}` can't be loaded: {error}", to.name()))
-                };
+                let named = |error: ArrowError| unloadable(to.name(), &error);
                 check_views(&column).map_err(named)?;
                 if from.data_type() != to.data_type() {
                     column = convert(&column, to.data_type()).map_err(named)?;
@@ -94,6 +119,17 @@ impl Shape {
         RecordBatch::try_new_with_options(to.clone(), columns, &options)
             .map_err(|error| Failure::new(Code::Invalid, format!("the body's rows don't fit its schema: {error}")))
     }
+}
+
+fn unloadable(column: &str, error: &ArrowError) -> Failure {
+    Failure::new(Code::Invalid, format!("column `{column}` can't be loaded: {error}"))
+}
+
+fn too_large(column: &str, limit: u64) -> Failure {
+    let mib = limit >> 20;
+    let text =
+        format!("column `{column}` is more than {mib} MiB in one batch when its runs and dictionaries are written out");
+    Failure::new(Code::TooLarge, text).hint("send smaller batches, or the values themselves")
 }
 
 /// Does a slice of such a column share nothing with other slices?

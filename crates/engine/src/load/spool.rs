@@ -31,12 +31,17 @@ pub struct Spool {
     used: AtomicU64,
 }
 
+/// Bytes that count against the limit, until dropped.
+pub struct Room {
+    spool: Arc<Spool>,
+    bytes: u64,
+}
+
 /// One of its files, gone when dropped.
 pub struct SpoolFile {
-    spool: Arc<Spool>,
+    room: Room,
     path: PathBuf,
     file: File,
-    bytes: u64,
 }
 
 impl Spool {
@@ -59,9 +64,35 @@ impl Spool {
 
     /// An empty file whose name ends in `suffix`.
     pub fn create(self: &Arc<Self>, suffix: &str) -> Result<SpoolFile, Failure> {
-        let path = self.dir.join(format!("{}{suffix}", Uuid::new_v4().simple()));
+        let path = self.path(&format!("{}{suffix}", Uuid::new_v4().simple()));
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(full)?;
-        Ok(SpoolFile { spool: self.clone(), path, file, bytes: 0 })
+        Ok(SpoolFile { room: self.room(), path, file })
+    }
+
+    /// Where a file of this name would be.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Room for a file that is not one of its own; none at first.
+    pub fn room(self: &Arc<Self>) -> Room {
+        Room { spool: self.clone(), bytes: 0 }
+    }
+}
+
+impl Room {
+    /// Takes more; fails if there is no more.
+    pub fn take(&mut self, bytes: u64) -> Result<(), Failure> {
+        // Counted first, so that those who take at the same time don't pass the limit together.
+        self.bytes += bytes;
+        let used = self.spool.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        if used > self.spool.limit { Err(no_room()) } else { Ok(()) }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.spool.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -73,7 +104,7 @@ impl SpoolFile {
 
     /// How many bytes were written into it.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.room.bytes
     }
 
     /// Copies all of `reader`, each piece seen by `check` before.
@@ -95,32 +126,27 @@ impl SpoolFile {
 
     /// Appends.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        let more = bytes.len() as u64;
-        // Counted first, so that those who write at the same time don't pass the limit together.
-        self.bytes += more;
-        if self.spool.used.fetch_add(more, Ordering::Relaxed) + more > self.spool.limit {
-            return Err(no_room());
-        }
+        self.room.take(bytes.len() as u64)?;
         self.file.write_all(bytes).map_err(full)
     }
 
     /// May the file, written by somebody else, have so many bytes?
     pub fn has_room(&self, bytes: u64) -> bool {
-        self.spool.used_bytes().saturating_add(bytes) <= self.spool.limit
+        self.room.spool.used_bytes().saturating_add(bytes) <= self.room.spool.limit
     }
 
     /// Counts what somebody else wrote into it, and gives it up as a file without a name.
-    pub fn into_file(mut self) -> Result<File, Failure> {
-        let length = fs::metadata(&self.path).map_err(full)?.len();
-        self.bytes += length;
-        self.spool.used.fetch_add(length, Ordering::Relaxed);
+    pub fn into_file(mut self) -> Result<(File, Room), Failure> {
+        self.room.take(fs::metadata(&self.path).map_err(full)?.len())?;
         // DuckDB may have put another file under the name.
-        File::open(&self.path).map_err(full)
+        let file = File::open(&self.path).map_err(full)?;
+        let none = self.room.spool.room();
+        Ok((file, std::mem::replace(&mut self.room, none)))
     }
 
     /// Its bytes as memory that the kernel can take back.
     pub fn into_buffer(self) -> Result<Buffer, Failure> {
-        let length = self.bytes as usize;
+        let length = self.room.bytes as usize;
         if length == 0 {
             return Ok(Buffer::from_vec(Vec::<u8>::new()));
         }
@@ -140,7 +166,6 @@ impl Drop for SpoolFile {
     fn drop(&mut self) {
         // What is left is removed at the next start.
         let _ = fs::remove_file(&self.path);
-        self.spool.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -164,15 +189,15 @@ impl Drop for Mapping {
     }
 }
 
-fn full(error: io::Error) -> Failure {
-    tracing::warn!(%error, "a spool file can't be written");
+pub(crate) fn full(error: io::Error) -> Failure {
+    tracing::warn!(%error, "a temporary file can't be written or read");
     no_room()
 }
 
 /// All of the space is used.
 pub(crate) fn no_room() -> Failure {
     Failure::new(Code::Limited, "the server's temporary space is used up")
-        .hint("send less at once, or give the mart a larger profile")
+        .hint("send or ask for less at once, or give the mart a larger profile")
         .transient()
 }
 

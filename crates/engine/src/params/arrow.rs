@@ -21,6 +21,8 @@ use crate::{
 
 /// Most rows of one request.
 const MAX_ROWS: usize = 1_000_000;
+/// Most bytes of their columns with runs and dictionaries.
+const MAX_EXPANDED: u64 = 48 << 20;
 /// Rows that are turned into vectors at once.
 const STEP: usize = 2048;
 
@@ -44,8 +46,8 @@ impl Rows {
         let source = Source::new(connection, reader.schema())?;
         let types = source.describe().into_iter().map(|(_, ty)| ty).collect();
         let mut rows = Self { types, chunks: Vec::new() };
+        let mut left = MAX_EXPANDED;
         while let Some((batch, _)) = reader.next_batch()? {
-            let batch = source.shape().stage(&batch)?;
             if rows.len() + batch.num_rows() > MAX_ROWS {
                 return Err(Failure::new(
                     Code::TooLarge,
@@ -53,6 +55,9 @@ impl Rows {
                 )
                 .hint("load them into a table, and use that"));
             }
+            // All of them are kept written out.
+            left -= source.shape().expanded(&batch, true, left)?;
+            let batch = source.shape().stage(&batch)?;
             for start in (0..batch.num_rows()).step_by(STEP) {
                 let part = batch.slice(start, STEP.min(batch.num_rows() - start));
                 let first = rows.len();

@@ -111,14 +111,22 @@ fn check_nesting(words: Words<'_>) -> Result<(), Refused> {
     for token in words.tokens {
         match token.kind {
             TokenKind::Symbol(b'(' | b'[' | b'{') => depth += 1,
-            TokenKind::Symbol(b')' | b']' | b'}') => depth = depth.saturating_sub(1),
+            // The engine puts statements into brackets of its own: none may end there.
+            TokenKind::Symbol(b')' | b']' | b'}') => {
+                depth = depth.checked_sub(1).ok_or_else(|| unbalanced("a bracket is closed that was not opened"))?;
+            }
             _ => {}
         }
         if depth > MAX_NESTING {
             return Err(Refused::too_large(format!("brackets nest deeper than {MAX_NESTING}"), ""));
         }
     }
-    Ok(())
+    if depth == 0 { Ok(()) } else { Err(unbalanced("a bracket is not closed")) }
+}
+
+fn unbalanced(what: &str) -> Refused {
+    let message = format!("syntax error: {what}");
+    Refused { code: RefusedCode::Sql, message, hint: String::new(), statement_index: None }
 }
 
 fn check_kind(words: Words<'_>, kind: &Kind, role: Role) -> Result<(), Refused> {

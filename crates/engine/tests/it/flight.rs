@@ -176,3 +176,31 @@ async fn rows_of_parameters_are_written_in_one_transaction_and_read_one_after_an
     let garbled = served.ask(json!({ "sql": "SELECT ?", "params_arrow": STANDARD.encode(b"no stream") }), &[]).await;
     assert_eq!(garbled.json()["code"], "invalid");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_description_writes_nothing_through_a_view() {
+    let served = Served::start().await;
+    served
+        .rows(
+            "CREATE SEQUENCE s; CREATE VIEW v AS SELECT nextval('s') AS n; CREATE TABLE t AS SELECT nextval('s') AS n",
+        )
+        .await;
+    let size = || std::fs::metadata(served.home.wal()).expect("a log").len();
+    let before = size();
+    for sql in [
+        "FROM v",
+        "PIVOT v ON n USING count(*)",
+        "SELECT ?, n FROM v",
+        "WITH x AS MATERIALIZED (FROM v) SELECT ?, n FROM x",
+    ] {
+        let body = json!({ "sql": sql }).to_string();
+        let got = served.send("POST", "/describe", body.into(), &[("tarn-role", "reader")]).await;
+        assert_eq!((&got.json()["kind"], &got.json()["exact"]), (&json!("read"), &json!(false)), "{sql}: {got:?}");
+    }
+    assert_eq!(served.rows("SELECT currval('s')").await, json!([[1]]));
+    assert_eq!(size(), before);
+    served.rows("DROP VIEW v").await;
+    let body = json!({ "sql": "FROM t" }).to_string();
+    let got = served.send("POST", "/describe", body.into(), &[("tarn-role", "reader")]).await;
+    assert_eq!(got.json()["exact"], true, "{got:?}");
+}

@@ -5,11 +5,12 @@
 use std::sync::Arc;
 
 use arrow_array::{
-    ArrayRef, Decimal128Array, DictionaryArray, Int64Array, ListArray, RecordBatch, StringArray, StringViewArray,
-    StructArray,
+    ArrayRef, Decimal128Array, DictionaryArray, Int64Array, ListArray, RecordBatch, RunArray, StringArray,
+    StringViewArray, StructArray,
     types::{Int16Type, Int32Type},
 };
 use arrow_schema::{DataType, Field};
+use base64::Engine as _;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
@@ -143,4 +144,34 @@ async fn text_that_is_no_utf_8_and_offsets_that_go_back_are_refused() {
         body[at + place..at + place + 4].copy_from_slice(&offset.to_le_bytes());
         assert!(!tried(&served, body, "offsets").await, "{place} {offset}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_and_dictionaries_that_grow_without_bound_are_refused() {
+    let served = Served::start().await;
+    let rows = 900_000;
+    let value = || Arc::new(StringArray::from(vec!["x".repeat(100_000)])) as ArrayRef;
+    let runs = |rows: i32| {
+        let ends = arrow_array::Int32Array::from(vec![rows]);
+        Arc::new(RunArray::<Int32Type>::try_new(&ends, &value()).expect("valid")) as ArrayRef
+    };
+    let keys = || arrow_array::Int32Array::from(vec![0; rows]);
+    let words = || Arc::new(DictionaryArray::<Int32Type>::try_new(keys(), value()).expect("valid")) as ArrayRef;
+    let in_struct = |column: ArrayRef| {
+        let field = Field::new("f", column.data_type().clone(), true);
+        Arc::new(StructArray::try_new(vec![field].into(), vec![column], None).expect("valid")) as ArrayRef
+    };
+    let columns = [runs(rows as i32), in_struct(words()), words(), in_struct(runs(rows as i32))];
+    for (index, column) in columns.into_iter().enumerate() {
+        let body = stream(&[batch(vec![("a", column)])]);
+        let got = served.load(request(), ARROW, body.clone()).await;
+        assert_eq!((got.status, &got.json()["code"]), (413, &json!("too_large")), "{index}: {got:?}");
+        let asked =
+            json!({"sql": "select length(?)", "params_arrow": base64::engine::general_purpose::STANDARD.encode(body)});
+        let got = served.ask(asked, &[]).await;
+        assert_eq!(got.json()["code"], "too_large", "{index}: {got:?}");
+    }
+    let got = served.load(request(), ARROW, stream(&[batch(vec![("a", runs(100))])])).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    assert_eq!(served.rows("select count(*), sum(length(a)) from t").await, json!([[100, 10_000_000]]));
 }

@@ -524,3 +524,14 @@ async fn one_huge_batch_goes_through_a_file() {
     );
     assert_eq!(std::fs::read_dir(served.home.dir.path().join("tmp/load")).expect("lists").count(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_loads_than_are_read_at_once_take_turns() {
+    let served = Served::start().await;
+    let body = Bytes::from(stream(&(0..30).map(|part| goods(part * 20_000, 20_000)).collect::<Vec<_>>()));
+    let load = async |table| loaded(&served.load(create(table), ARROW, body.clone()).await);
+    let all = async { tokio::join!(load("a"), load("b"), load("c"), load("d")) };
+    let all = tokio::time::timeout(Duration::from_secs(60), all).await.expect("none waits for ever");
+    let one = (600_000, true);
+    assert_eq!(all, (one, one, one, one));
+}

@@ -295,3 +295,15 @@ async fn concurrent_commits_each_get_their_own_position() {
         Some(std::fs::metadata(served.home.wal()).expect("a log").len())
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_waits_for_its_commit_takes_no_more_than_the_temporary_space() {
+    let served = Served::over(Home { max_temp_bytes: 8 << 20, ..Home::new() }).await;
+    served.query("create table t(a int, s text)").await;
+    let insert = |rows: u32| format!("insert into t select i, repeat('x', 1000) from range({rows}) r(i) returning s");
+    let got = served.query(&insert(30_000)).await;
+    assert_eq!((got.status != 200, &got.json()["code"]), (true, &json!("limited")), "{got:?}");
+    assert_eq!(served.rows("select count(*) from t").await, json!([[0]]));
+    let got = served.query(&insert(6_000)).await;
+    assert_eq!(got.json()["rows"].as_array().map(Vec::len), Some(6_000));
+}

@@ -248,4 +248,19 @@ async fn a_transaction_that_is_kept_busy_does_not_hold_up_a_checkpoint_that_insi
     };
     assert_eq!(closed.status, 200, "{closed:?}");
     assert_eq!(session.ask("SELECT 1").await.json()["code"], "conflict");
+
+async fn what_is_kept_does_not_leave_the_brackets_around_it() {
+    let served = Served::start().await;
+    let session = Session::open(&served).await;
+    let sql = "SELECT 1 AS a) t, (SELECT 2 AS c) x, (SELECT 3 AS b";
+    let body = json!({ "sql": sql, "session": session.id, "keep": true });
+    for got in [
+        served.ask(body, &[]).await,
+        served.send("POST", "/describe", json!({"sql": sql}).to_string().into(), &[]).await,
+    ] {
+        let answer = got.json();
+        assert_eq!((got.status, &answer["code"]), (422, &json!("sql")), "{answer}");
+        assert!(answer["message"].as_str().is_some_and(|message| message.contains("bracket")), "{answer}");
+    }
+    assert_eq!(served.query("SELECT (1").await.json()["code"], "sql");
 }

@@ -29,6 +29,7 @@ pub struct Home {
     pub gateway: Option<GatewayConfig>,
     pub view: Option<ViewConfig>,
     pub threads: u32,
+    pub max_temp_bytes: u64,
     pub session_idle_ms: u64,
     pub transaction_idle_ms: u64,
 }
@@ -41,6 +42,7 @@ impl Home {
             gateway: None,
             view: None,
             threads: 2,
+            max_temp_bytes: 1 << 30,
             session_idle_ms: 900_000,
             transaction_idle_ms: 60_000,
         }
@@ -61,7 +63,7 @@ impl Home {
             home_dir: self.dir.path().join("home"),
             memory_limit_bytes: 512 << 20,
             threads: self.threads,
-            max_temp_bytes: 1 << 30,
+            max_temp_bytes: self.max_temp_bytes,
             view: self.view.clone(),
             httpfs_path: self.httpfs.clone(),
             gateway: self.gateway.clone(),

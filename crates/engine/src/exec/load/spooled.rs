@@ -2,6 +2,8 @@
 //!
 //! A new table gets the types that DuckDB finds in the whole file. For a table that is there the reader is told the types of its columns.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value as Json;
 
 use super::{
@@ -19,7 +21,9 @@ use crate::{
 const DIALECT: &str = "quote = '\"', escape = '\"', comment = '', skip = 0, null_padding = false, ignore_errors = false, \
     allow_quoted_nulls = false, compression = 'none'";
 /// Columns that are tried at most, to name the one that does not fit.
-const MOST_TRIED: usize = 200;
+const MOST_TRIED: usize = 50;
+/// As long as that at most: each try reads the whole file, and only the looks between them end it.
+const TRY_TIME: Duration = Duration::from_secs(2);
 
 impl Loading<'_, '_> {
     pub(super) fn spooled(&mut self, mut body: BodyReader<'_>, media: Media) -> Result<Loaded, Failure> {
@@ -38,7 +42,10 @@ impl Loading<'_, '_> {
     /// The column of a JSON body whose values do not fit, which DuckDB does not name. The transaction is of no more use.
     fn misfit(&self, path: &str, found: &[(String, Type)], columns: &[(String, Type)]) -> Option<String> {
         let connection = self.run.engine.mart.connect().ok()?;
-        known(found, columns).into_iter().take(MOST_TRIED).find_map(|column| {
+        let started = Instant::now();
+        let goes_on = || started.elapsed() < TRY_TIME && self.run.query.reason().is_none();
+        let mut tried = known(found, columns).into_iter().take(MOST_TRIED).take_while(|_| goes_on());
+        tried.find_map(|column| {
             let (name, ty) = column.clone();
             let read = ndjson(path, &with_types("columns", &[column], |ty| ty.to_string()));
             let tried = connection.column(&format!("SELECT count({})::VARCHAR FROM {read}", quoted(&name)));
