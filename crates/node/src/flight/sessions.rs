@@ -12,6 +12,7 @@ mod seats;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use axum::response::Response;
 use engine::wire::{NO_SESSION, QueryRequest, SessionRequest};
@@ -27,6 +28,9 @@ use crate::error::{ApiError, Code};
 
 use seats::{Ended, Life, MOST, Seat, Transaction, key};
 pub(super) use seats::{Sessions, Used};
+
+/// A session that can't roll back within this time is closed.
+const ROLLBACK: Duration = Duration::from_secs(5);
 
 impl Flight {
     /// Begins a transaction. The engine hears of it with the first statement.
@@ -68,9 +72,10 @@ impl Flight {
             found
         };
         let life = transaction.seat.life();
-        let begun = transaction.begun_in(life.id);
-        let unended = Unended { flight: self, call, seat: &transaction.seat, life: life.id };
-        let ended = match begun.initialized() {
+        let unended = Unended { flight: self, call, seat: &transaction.seat, life: life.id, frees: true };
+        // A BEGIN that is under way is waited for.
+        let begun = transaction.begun_in(life.id).get_or_try_init(|| async { Err(()) }).await.is_ok();
+        let ended = match begun {
             false if transaction.touched.load(Ordering::Relaxed) && commit => Err(lost()),
             false => Ok(HeaderMap::new()),
             true => {
@@ -82,13 +87,31 @@ impl Flight {
                     // The session is gone, and what was open with it.
                     Err(error) if is_gone(&error) && !commit => Ok(HeaderMap::new()),
                     Err(error) if is_gone(&error) => Err(lost()),
-                    Err(error) => Err(error),
+                    // Whether it has ended is not known: it may not even have got there.
+                    Err(error) => {
+                        if self.is_over(call, life.id).await {
+                            unended.over();
+                        }
+                        return Err(error);
+                    }
                 }
             }
         };
-        *transaction.seat.taken() = None;
-        std::mem::forget(unended);
+        unended.over();
         ended
+    }
+
+    /// Rolls back what a session may have open. False if it may have it open still.
+    async fn is_over(&self, call: &Call, session: Uuid) -> bool {
+        // The call's own deadline may be what it failed of.
+        let call = Call { timeout: ROLLBACK, idempotency_key: None, ..call.clone() };
+        let asked = Asked::query(Uuid::new_v4(), &in_session("ROLLBACK", session), "application/json");
+        let Ok(asked) = asked else { return false };
+        match self.run(&call, asked).await {
+            Ok(_) => true,
+            // Nothing was open.
+            Err(error) => error.code == Code::Sql || is_gone(&error),
+        }
     }
 
     /// Where a statement runs: in its transaction, in its place's session if there is one or the statement needs one, else anywhere.
@@ -152,13 +175,14 @@ impl Flight {
         transaction.seat.touch();
         for again in [true, false] {
             let life = transaction.seat.life();
+            if transaction.touched.load(Ordering::Relaxed) && !transaction.begun_in(life.id).initialized() {
+                return Err(lost());
+            }
             self.make(&life).await?;
             let used = Used { life, transaction: Some(transaction.clone()) };
-            let begin = || async {
-                let asked = Asked::query(Uuid::new_v4(), &in_session("BEGIN", used.id()), "application/json")?;
-                self.run_json::<IgnoredAny>(call, asked).await.map(|_| ())
-            };
-            match transaction.begun_in(used.id()).get_or_try_init(begin).await {
+            match transaction.begun_in(used.id()).get_or_try_init(|| self.begin_in(call, &transaction, used.id())).await {
+                // Another's BEGIN may just have been given up, and its session with it.
+                Ok(()) if transaction.seat.life().id != used.id() => {}
                 Ok(()) => return Ok(used),
                 // The session was idle for too long.
                 Err(error) if is_gone(&error) && again => self.replace(call, &used).map(|_| ())?,
@@ -166,6 +190,25 @@ impl Flight {
             }
         }
         Err(lost())
+    }
+
+    async fn begin_in(&self, call: &Call, transaction: &Transaction, session: Uuid) -> Result<(), ApiError> {
+        if !self.sessions.inner().transactions.values().any(|open| std::ptr::eq(&**open, transaction)) {
+            return Err(no_transaction());
+        }
+        let unended = Unended { flight: self, call, seat: &transaction.seat, life: session, frees: false };
+        let asked = Asked::query(Uuid::new_v4(), &in_session("BEGIN", session), "application/json")?;
+        let begun = self.run_json::<IgnoredAny>(call, asked).await.map(|_| ());
+        let known = match &begun {
+            Ok(()) => true,
+            // Refused, and there may be another that is open there.
+            Err(error) if error.code == Code::Sql || is_gone(error) => true,
+            Err(_) => self.is_over(call, session).await,
+        };
+        if known {
+            unended.over();
+        }
+        begun
     }
 
     async fn make(&self, life: &Life) -> Result<(), ApiError> {
@@ -270,12 +313,25 @@ impl Flight {
     }
 }
 
-/// A transaction whose end was not waited for: its session may be in it still, so its seat gets another.
+/// A transaction of which it is not known whether it is open: unless that comes out, its session may be in it still, so its seat gets
+/// another.
 struct Unended<'a> {
     flight: &'a Flight,
     call: &'a Call,
     seat: &'a Seat,
     life: Uuid,
+    /// The seat is free afterwards.
+    frees: bool,
+}
+
+impl Unended<'_> {
+    /// Its session is not in it.
+    fn over(self) {
+        if self.frees {
+            *self.seat.taken() = None;
+        }
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for Unended<'_> {
@@ -285,7 +341,9 @@ impl Drop for Unended<'_> {
             *life = self.flight.sessions.life(self.call);
         }
         drop(life);
-        *self.seat.taken() = None;
+        if self.frees {
+            *self.seat.taken() = None;
+        }
     }
 }
 

@@ -207,6 +207,24 @@ async fn a_transaction_is_all_or_nothing_and_its_temporary_tables_outlive_it() {
     assert_eq!(client.execute("FROM two").await.expect_err("it is gone").code(), Code::InvalidArgument);
 }
 
+#[tokio::test]
+async fn a_transaction_whose_end_fails_leaves_nothing_open() {
+    let server = TestServer::start().await;
+    let client = Client::connect(server.address()).await;
+    client.execute("CREATE TABLE t(i BIGINT)").await.expect("it runs");
+    for (action, first) in [(EndTransaction::Commit, 0), (EndTransaction::Rollback, 10)] {
+        let transaction = client.begin().await.expect("it begins");
+        let query = format!("INSERT INTO t VALUES ({first})");
+        let insert = CommandStatementUpdate { query, transaction_id: Some(transaction.clone()) };
+        client.update_by(insert).await.expect("it runs");
+        let late = client.also_with("tarn-timeout-ms", "0");
+        late.end(transaction, action).await.expect_err("its deadline has passed");
+        client.update(&format!("INSERT INTO t VALUES ({})", first + 1)).await.expect("it commits by itself");
+        assert_eq!(count(&server, &format!("SELECT count(*) FROM t WHERE i = {}", first + 1)).await, 1);
+        assert_eq!(count(&server, &format!("SELECT count(*) FROM t WHERE i = {first}")).await, 0);
+    }
+}
+
 fn load(table: &str) -> CommandStatementIngest {
     CommandStatementIngest {
         table_definition_options: Some(TableDefinitionOptions {
