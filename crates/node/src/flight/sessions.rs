@@ -10,11 +10,13 @@
 
 mod seats;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::response::Response;
+use engine::sql::Kind;
 use engine::wire::{NO_SESSION, QueryRequest, SessionRequest};
 use http::{HeaderMap, Method};
 use serde::de::IgnoredAny;
@@ -23,7 +25,7 @@ use uuid::Uuid;
 use super::Flight;
 use super::call::Call;
 use super::paper::Matter;
-use super::run::{Asked, told};
+use super::run::{Asked, begins, first_end, needs_session, open_after, told};
 use crate::error::{ApiError, Code};
 
 use seats::{Ended, Life, MOST, Seat, Transaction, key};
@@ -47,7 +49,7 @@ impl Flight {
                     .hint("commit or roll some back"));
             }
             let (mut seat, new) = self.sessions.place(&mut inner, call)?;
-            if seat.taken().is_some() {
+            if seat.taken().is_some() || seat.life().in_script() {
                 seat = self.sessions.seat(call);
             }
             *seat.taken() = Some(id);
@@ -133,6 +135,9 @@ impl Flight {
             Some(_) => return Ok(None),
             None => {}
         }
+        if self.place_life(call).is_some_and(|life| life.lost.load(Ordering::Relaxed)) {
+            return Err(lost());
+        }
         let (seat, new) = {
             let mut inner = self.sessions.inner();
             match inner.places.get(&key(call)) {
@@ -150,6 +155,30 @@ impl Flight {
         let life = seat.life();
         self.make(&life).await?;
         Ok(Some(Used { life, transaction: None }))
+    }
+
+    fn place_life(&self, call: &Call) -> Option<Arc<Life>> {
+        let seat = self.sessions.inner().places.get(&key(call)).cloned();
+        seat.map(|seat| seat.life())
+    }
+
+    /// What a script is where a transaction that SQL began was lost: nothing else runs before its client has ended it.
+    pub(super) fn after_loss<'a>(&self, call: &Call, sql: &'a str) -> Result<Cow<'a, str>, ApiError> {
+        let Some(life) = self.place_life(call).filter(|life| life.lost.load(Ordering::Relaxed) && call.at.is_none()) else {
+            return Ok(Cow::Borrowed(sql));
+        };
+        match first_end(sql) {
+            // There is nothing to roll back, and that is no error.
+            Some(Kind::TxRollback) => {
+                life.lost.store(false, Ordering::Relaxed);
+                Ok(Cow::Owned(format!("BEGIN; {sql}")))
+            }
+            Some(_) => {
+                life.lost.store(false, Ordering::Relaxed);
+                Err(lost())
+            }
+            None => Err(lost()),
+        }
     }
 
     /// What the caller's session shows, for questions about the mart: with it its temporary tables and uncommitted ones.
@@ -217,17 +246,31 @@ impl Flight {
         life.made.get_or_try_init(make).await.map(|_| ())
     }
 
-    /// Runs a request where it belongs. A session that was lost with nothing in it is made anew.
+    /// Runs a request where it belongs; `runs` is its script, unless that is only described. A session that was lost with nothing in it is made anew.
     pub(super) async fn run_at(
         self: &Arc<Self>,
         call: &Call,
         transaction: Option<Uuid>,
-        needed: bool,
+        runs: Option<&str>,
         asked: impl Fn(Option<Uuid>) -> Result<Asked, ApiError>,
     ) -> Result<(Response, Option<Used>), ApiError> {
+        let needed = runs.is_some_and(needs_session);
         for again in [true, false] {
             let used = self.session(call, transaction, needed).await?;
+            let script = used.as_ref().zip(runs).filter(|(used, _)| used.transaction.is_none());
+            let was = script.is_some_and(|(used, sql)| {
+                // Unless it comes out otherwise.
+                let open = &used.life.open;
+                if begins(sql) { open.swap(true, Ordering::Relaxed) } else { open.load(Ordering::Relaxed) }
+            });
             let answer = self.run(call, asked(used.as_ref().map(Used::id))?).await;
+            if let Some((used, sql)) = script
+                && !answer.as_ref().is_err_and(is_gone)
+            {
+                used.life.open.store(open_after(sql, was, answer.as_ref().err()), Ordering::Relaxed);
+            } else if let Some((used, _)) = script {
+                used.life.open.store(was, Ordering::Relaxed);
+            }
             match (answer, &used) {
                 (Err(error), Some(used)) if is_gone(&error) && again => {
                     if !self.replace(call, used)? {
@@ -257,6 +300,12 @@ impl Flight {
             let mut life = seat.life.lock().unwrap_or_else(PoisonError::into_inner);
             if life.id == used.life.id {
                 *life = self.sessions.life(call);
+                if used.transaction.is_none() {
+                    life.lost.store(used.life.open.load(Ordering::Relaxed), Ordering::Relaxed);
+                }
+            }
+            if used.transaction.is_none() && life.lost.load(Ordering::Relaxed) {
+                return Err(lost());
             }
         }
         match &used.transaction {

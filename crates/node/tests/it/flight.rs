@@ -225,6 +225,29 @@ async fn a_transaction_whose_end_fails_leaves_nothing_open() {
     }
 }
 
+#[tokio::test]
+async fn nothing_runs_outside_of_a_transaction_that_sql_began_and_its_engine_lost() {
+    let server = TestServer::start().await;
+    let client = Client::connect(server.address()).await;
+    client.execute("CREATE TABLE t(i BIGINT)").await.expect("it runs");
+    for end in ["ROLLBACK", "COMMIT"] {
+        client.update("BEGIN").await.expect("it begins");
+        client.update("INSERT INTO t VALUES (1)").await.expect("it runs");
+        server.kill_engine(crate::server::DEV);
+        while client.update("INSERT INTO t VALUES (2)").await.expect_err("it is outside").code() != Code::Aborted {}
+        for sql in ["INSERT INTO t VALUES (3)", "BEGIN", "FROM t"] {
+            assert_eq!(client.execute(sql).await.expect_err(sql).code(), Code::Aborted);
+        }
+        let ended = client.update(end).await;
+        assert_eq!(ended.is_ok(), end == "ROLLBACK", "{ended:?}");
+        assert_eq!(count(&server, "SELECT count(*) FROM t").await, 0);
+        client.update("BEGIN").await.expect("there is none now");
+        client.update("ROLLBACK").await.expect("it is over");
+    }
+    assert_eq!(client.update("INSERT INTO t VALUES (4)").await.expect("it commits by itself"), 1);
+    assert_eq!(count(&server, "SELECT count(*) FROM t").await, 1);
+}
+
 fn load(table: &str) -> CommandStatementIngest {
     CommandStatementIngest {
         table_definition_options: Some(TableDefinitionOptions {
