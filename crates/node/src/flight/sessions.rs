@@ -71,6 +71,7 @@ impl Flight {
                 inner.transactions.get(&id).filter(|found| found.belongs_to(call)).ok_or_else(no_transaction)?;
             let found = found.clone();
             inner.transactions.remove(&id);
+            self.statements.ended(id);
             found
         };
         let life = transaction.seat.life();
@@ -414,7 +415,7 @@ pub(super) fn is_gone(error: &ApiError) -> bool {
     error.code == Code::NotFound && *error.message == *NO_SESSION
 }
 
-fn no_transaction() -> ApiError {
+pub(super) fn no_transaction() -> ApiError {
     ApiError::new(Code::NotFound, "no such transaction")
         .hint("it has ended, or was rolled back when its session was idle or its connection closed")
 }

@@ -248,6 +248,37 @@ async fn nothing_runs_outside_of_a_transaction_that_sql_began_and_its_engine_los
     assert_eq!(count(&server, "SELECT count(*) FROM t").await, 1);
 }
 
+#[tokio::test]
+async fn a_prepared_write_never_outlives_a_transaction_that_was_taken_away() {
+    let server = TestServer::start().await;
+    let other = Client::connect(server.address()).await;
+    other.execute("CREATE TABLE t(i BIGINT)").await.expect("it runs");
+    let run = |handle: &bytes::Bytes| {
+        other.info(CommandPreparedStatementQuery { prepared_statement_handle: handle.clone() })
+    };
+    let sql = "INSERT INTO t VALUES (1)";
+    // Its client ends it: drivers go on with the statement.
+    let ended = other.begin().await.expect("it begins");
+    let handle = other.prepare(sql, Some(ended.clone())).await.expect("it is described").prepared_statement_handle;
+    run(&handle).await.expect("it runs in it");
+    other.end(ended, EndTransaction::Rollback).await.expect("it ends");
+    run(&handle).await.expect("it runs by itself");
+    assert_eq!(count(&server, "SELECT count(*) FROM t").await, 1);
+    // Its connection breaks.
+    let client = Client::connect(server.address()).await;
+    let taken = client.begin().await.expect("it begins");
+    let handle = other.prepare(sql, Some(taken.clone())).await.expect("it is described").prepared_statement_handle;
+    client.cut();
+    let error = loop {
+        match run(&handle).await {
+            Ok(_) => tokio::task::yield_now().await,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+    assert_eq!(count(&server, "SELECT count(*) FROM t").await, 1);
+}
+
 fn load(table: &str) -> CommandStatementIngest {
     CommandStatementIngest {
         table_definition_options: Some(TableDefinitionOptions {
