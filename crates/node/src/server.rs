@@ -3,6 +3,8 @@
 //! # Crash consistency
 //! One node per state directory: it holds a lock there for its life. All else in the directory may be lost.
 
+mod upload;
+
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -259,7 +261,7 @@ impl Server {
 
 /// Takes connections until `stop`; returns when their answers have ended, or after a while.
 async fn accept(listener: TcpListener, app: Arc<App>, flight: Arc<Flight>, stop: CancellationToken) {
-    let routes = routes(app.clone()).merge(flight::routes(flight));
+    let routes = routes(app.clone()).merge(flight::routes(flight)).layer(axum::middleware::map_request(upload::whole));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
     builder

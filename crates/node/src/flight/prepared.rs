@@ -12,6 +12,7 @@ use super::Flight;
 use super::call::Call;
 use super::frames::schema_message;
 use super::paper::{Matter, garbled};
+use super::sessions::no_transaction;
 use super::statements::{Statement, check_moment, dataset_schema, decoded};
 use crate::error::{ApiError, Code};
 
@@ -31,6 +32,8 @@ struct Prepared {
     sql: Arc<str>,
     /// The transaction it was prepared in.
     transaction: Option<Uuid>,
+    /// Its client has ended that transaction; one that was taken away has not ended for it.
+    ended: bool,
     params_arrow: Option<Arc<str>>,
     used: Instant,
 }
@@ -67,6 +70,13 @@ impl Statements {
         Ok(act(found))
     }
 
+    /// A client has ended its transaction.
+    pub(super) fn ended(&self, transaction: Uuid) {
+        for prepared in self.all().values_mut().filter(|prepared| prepared.transaction == Some(transaction)) {
+            prepared.ended = true;
+        }
+    }
+
     /// Forgets what is idle.
     pub(super) fn expire(&self) {
         self.all().retain(|_, prepared| prepared.used.elapsed() < IDLE);
@@ -91,6 +101,7 @@ impl Flight {
             principal: call.principal.id.clone(),
             sql: statement.sql.into(),
             transaction,
+            ended: false,
             params_arrow: None,
             used: Instant::now(),
         });
@@ -101,13 +112,17 @@ impl Flight {
     /// The statement behind a handle, to be run now, and the call as one about its mart.
     pub(super) async fn prepared(&self, call: Call, handle: &[u8]) -> Result<(Call, Statement), ApiError> {
         let (call, id) = self.prepared_id(call, handle).await?;
-        let (sql, prepared_in, params) = self.statements.with(&call, id, |found| {
-            (found.sql.to_string(), found.transaction, found.params_arrow.as_deref().map(str::to_owned))
+        let (sql, prepared_in, ended, params) = self.statements.with(&call, id, |found| {
+            (found.sql.to_string(), found.transaction, found.ended, found.params_arrow.as_deref().map(str::to_owned))
         })?;
         // Drivers go on using a statement after the transaction in which they prepared it has ended.
-        let transaction = prepared_in
-            .filter(|id| self.is_open(&call, *id))
-            .or_else(|| prepared_in.and_then(|_| self.current_transaction(&call)));
+        let transaction = match prepared_in {
+            Some(id) if self.is_open(&call, id) => Some(id),
+            Some(_) if ended => self.current_transaction(&call),
+            // It would commit by itself what was to be part of something.
+            Some(_) => return Err(no_transaction()),
+            None => None,
+        };
         check_moment(&call, &sql)?;
         Ok((call, Statement { sql, params_arrow: params, transaction }))
     }

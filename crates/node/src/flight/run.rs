@@ -194,6 +194,34 @@ pub(super) fn needs_session(sql: &str) -> bool {
     open
 }
 
+/// Whether the script begins a transaction anywhere.
+pub(super) fn begins(sql: &str) -> bool {
+    engine::sql::split(sql).is_ok_and(|statements| statements.iter().any(|statement| statement.kind == Kind::TxBegin))
+}
+
+/// How the script ends a transaction that is open before it, if it does so first of all.
+pub(super) fn first_end(sql: &str) -> Option<Kind> {
+    let first = engine::sql::split(sql).ok()?.into_iter().next()?.kind;
+    matches!(first, Kind::TxCommit | Kind::TxRollback).then_some(first)
+}
+
+/// Whether a transaction is open after the script, which may have failed, if one `was` before.
+pub(super) fn open_after(sql: &str, was: bool, failed: Option<&ApiError>) -> bool {
+    let Ok(statements) = engine::sql::split(sql) else { return was };
+    let ran = match failed {
+        None => statements.len(),
+        Some(error) => error.statement_index.map_or(0, |index| index as usize).min(statements.len()),
+    };
+    let open = statements[..ran].iter().fold(was, |open, statement| match statement.kind {
+        Kind::TxBegin => true,
+        Kind::TxCommit | Kind::TxRollback => false,
+        _ => open,
+    });
+    // An engine's own refusal of a COMMIT ends the transaction.
+    let refused = failed.is_some_and(|error| matches!(error.code, Code::Sql | Code::Conflict));
+    open && !(refused && statements.get(ran).is_some_and(|statement| statement.kind == Kind::TxCommit))
+}
+
 /// `CREATE [OR REPLACE] TEMP …`, or `CREATE … temp.name`.
 fn makes_temporary(statement: &Statement<'_>) -> bool {
     let words = statement.text.split(|c: char| c.is_whitespace() || c == '(').filter(|word| !word.is_empty());
@@ -220,6 +248,13 @@ mod tests {
         ] {
             assert!(needs_session(sql), "{sql}");
         }
+        let failed = |code, at| ApiError { statement_index: at, ..ApiError::new(code, "x") };
+        assert!(open_after("begin; select 1", false, None));
+        assert!(!open_after("begin; select 1; rollback", true, None));
+        assert!(open_after("begin; selec 1", false, Some(&failed(Code::Sql, Some(1)))));
+        assert!(!open_after("begin", false, Some(&failed(Code::Limited, None))));
+        assert!(open_after("commit", true, Some(&failed(Code::Timeout, None))));
+        assert!(!open_after("commit", true, Some(&failed(Code::Sql, None))));
         for sql in ["select 1", "begin; insert into t values (1); commit", "create table temperature(i int)", "'"] {
             assert!(!needs_session(sql), "{sql}");
         }

@@ -10,10 +10,13 @@
 
 mod seats;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use axum::response::Response;
+use engine::sql::Kind;
 use engine::wire::{NO_SESSION, QueryRequest, SessionRequest};
 use http::{HeaderMap, Method};
 use serde::de::IgnoredAny;
@@ -22,11 +25,14 @@ use uuid::Uuid;
 use super::Flight;
 use super::call::Call;
 use super::paper::Matter;
-use super::run::{Asked, told};
+use super::run::{Asked, begins, first_end, needs_session, open_after, told};
 use crate::error::{ApiError, Code};
 
 use seats::{Ended, Life, MOST, Seat, Transaction, key};
 pub(super) use seats::{Sessions, Used};
+
+/// A session that can't roll back within this time is closed.
+const ROLLBACK: Duration = Duration::from_secs(5);
 
 impl Flight {
     /// Begins a transaction. The engine hears of it with the first statement.
@@ -43,7 +49,7 @@ impl Flight {
                     .hint("commit or roll some back"));
             }
             let (mut seat, new) = self.sessions.place(&mut inner, call)?;
-            if seat.taken().is_some() {
+            if seat.taken().is_some() || seat.life().in_script() {
                 seat = self.sessions.seat(call);
             }
             *seat.taken() = Some(id);
@@ -65,12 +71,14 @@ impl Flight {
                 inner.transactions.get(&id).filter(|found| found.belongs_to(call)).ok_or_else(no_transaction)?;
             let found = found.clone();
             inner.transactions.remove(&id);
+            self.statements.ended(id);
             found
         };
         let life = transaction.seat.life();
-        let begun = transaction.begun_in(life.id);
-        let unended = Unended { flight: self, call, seat: &transaction.seat, life: life.id };
-        let ended = match begun.initialized() {
+        let unended = Unended { flight: self, call, seat: &transaction.seat, life: life.id, frees: true };
+        // A BEGIN that is under way is waited for.
+        let begun = transaction.begun_in(life.id).get_or_try_init(|| async { Err(()) }).await.is_ok();
+        let ended = match begun {
             false if transaction.touched.load(Ordering::Relaxed) && commit => Err(lost()),
             false => Ok(HeaderMap::new()),
             true => {
@@ -82,13 +90,31 @@ impl Flight {
                     // The session is gone, and what was open with it.
                     Err(error) if is_gone(&error) && !commit => Ok(HeaderMap::new()),
                     Err(error) if is_gone(&error) => Err(lost()),
-                    Err(error) => Err(error),
+                    // Whether it has ended is not known: it may not even have got there.
+                    Err(error) => {
+                        if self.is_over(call, life.id).await {
+                            unended.over();
+                        }
+                        return Err(error);
+                    }
                 }
             }
         };
-        *transaction.seat.taken() = None;
-        std::mem::forget(unended);
+        unended.over();
         ended
+    }
+
+    /// Rolls back what a session may have open. False if it may have it open still.
+    async fn is_over(&self, call: &Call, session: Uuid) -> bool {
+        // The call's own deadline may be what it failed of.
+        let call = Call { timeout: ROLLBACK, idempotency_key: None, ..call.clone() };
+        let asked = Asked::query(Uuid::new_v4(), &in_session("ROLLBACK", session), "application/json");
+        let Ok(asked) = asked else { return false };
+        match self.run(&call, asked).await {
+            Ok(_) => true,
+            // Nothing was open.
+            Err(error) => error.code == Code::Sql || is_gone(&error),
+        }
     }
 
     /// Where a statement runs: in its transaction, in its place's session if there is one or the statement needs one, else anywhere.
@@ -110,6 +136,9 @@ impl Flight {
             Some(_) => return Ok(None),
             None => {}
         }
+        if self.place_life(call).is_some_and(|life| life.lost.load(Ordering::Relaxed)) {
+            return Err(lost());
+        }
         let (seat, new) = {
             let mut inner = self.sessions.inner();
             match inner.places.get(&key(call)) {
@@ -127,6 +156,30 @@ impl Flight {
         let life = seat.life();
         self.make(&life).await?;
         Ok(Some(Used { life, transaction: None }))
+    }
+
+    fn place_life(&self, call: &Call) -> Option<Arc<Life>> {
+        let seat = self.sessions.inner().places.get(&key(call)).cloned();
+        seat.map(|seat| seat.life())
+    }
+
+    /// What a script is where a transaction that SQL began was lost: nothing else runs before its client has ended it.
+    pub(super) fn after_loss<'a>(&self, call: &Call, sql: &'a str) -> Result<Cow<'a, str>, ApiError> {
+        let Some(life) = self.place_life(call).filter(|life| life.lost.load(Ordering::Relaxed) && call.at.is_none()) else {
+            return Ok(Cow::Borrowed(sql));
+        };
+        match first_end(sql) {
+            // There is nothing to roll back, and that is no error.
+            Some(Kind::TxRollback) => {
+                life.lost.store(false, Ordering::Relaxed);
+                Ok(Cow::Owned(format!("BEGIN; {sql}")))
+            }
+            Some(_) => {
+                life.lost.store(false, Ordering::Relaxed);
+                Err(lost())
+            }
+            None => Err(lost()),
+        }
     }
 
     /// What the caller's session shows, for questions about the mart: with it its temporary tables and uncommitted ones.
@@ -152,13 +205,14 @@ impl Flight {
         transaction.seat.touch();
         for again in [true, false] {
             let life = transaction.seat.life();
+            if transaction.touched.load(Ordering::Relaxed) && !transaction.begun_in(life.id).initialized() {
+                return Err(lost());
+            }
             self.make(&life).await?;
             let used = Used { life, transaction: Some(transaction.clone()) };
-            let begin = || async {
-                let asked = Asked::query(Uuid::new_v4(), &in_session("BEGIN", used.id()), "application/json")?;
-                self.run_json::<IgnoredAny>(call, asked).await.map(|_| ())
-            };
-            match transaction.begun_in(used.id()).get_or_try_init(begin).await {
+            match transaction.begun_in(used.id()).get_or_try_init(|| self.begin_in(call, &transaction, used.id())).await {
+                // Another's BEGIN may just have been given up, and its session with it.
+                Ok(()) if transaction.seat.life().id != used.id() => {}
                 Ok(()) => return Ok(used),
                 // The session was idle for too long.
                 Err(error) if is_gone(&error) && again => self.replace(call, &used).map(|_| ())?,
@@ -168,23 +222,56 @@ impl Flight {
         Err(lost())
     }
 
+    async fn begin_in(&self, call: &Call, transaction: &Transaction, session: Uuid) -> Result<(), ApiError> {
+        if !self.sessions.inner().transactions.values().any(|open| std::ptr::eq(&**open, transaction)) {
+            return Err(no_transaction());
+        }
+        let unended = Unended { flight: self, call, seat: &transaction.seat, life: session, frees: false };
+        let asked = Asked::query(Uuid::new_v4(), &in_session("BEGIN", session), "application/json")?;
+        let begun = self.run_json::<IgnoredAny>(call, asked).await.map(|_| ());
+        let known = match &begun {
+            Ok(()) => true,
+            // Refused, and there may be another that is open there.
+            Err(error) if error.code == Code::Sql || is_gone(error) => true,
+            Err(_) => self.is_over(call, session).await,
+        };
+        if known {
+            unended.over();
+        }
+        begun
+    }
+
     async fn make(&self, life: &Life) -> Result<(), ApiError> {
         let request = SessionRequest { id: life.id };
         let make = || self.tell(&life.call, Method::POST, "/sessions", &request);
         life.made.get_or_try_init(make).await.map(|_| ())
     }
 
-    /// Runs a request where it belongs. A session that was lost with nothing in it is made anew.
+    /// Runs a request where it belongs; `runs` is its script, unless that is only described. A session that was lost with nothing in it is made anew.
     pub(super) async fn run_at(
         self: &Arc<Self>,
         call: &Call,
         transaction: Option<Uuid>,
-        needed: bool,
+        runs: Option<&str>,
         asked: impl Fn(Option<Uuid>) -> Result<Asked, ApiError>,
     ) -> Result<(Response, Option<Used>), ApiError> {
+        let needed = runs.is_some_and(needs_session);
         for again in [true, false] {
             let used = self.session(call, transaction, needed).await?;
+            let script = used.as_ref().zip(runs).filter(|(used, _)| used.transaction.is_none());
+            let was = script.is_some_and(|(used, sql)| {
+                // Unless it comes out otherwise.
+                let open = &used.life.open;
+                if begins(sql) { open.swap(true, Ordering::Relaxed) } else { open.load(Ordering::Relaxed) }
+            });
             let answer = self.run(call, asked(used.as_ref().map(Used::id))?).await;
+            if let Some((used, sql)) = script
+                && !answer.as_ref().is_err_and(is_gone)
+            {
+                used.life.open.store(open_after(sql, was, answer.as_ref().err()), Ordering::Relaxed);
+            } else if let Some((used, _)) = script {
+                used.life.open.store(was, Ordering::Relaxed);
+            }
             match (answer, &used) {
                 (Err(error), Some(used)) if is_gone(&error) && again => {
                     if !self.replace(call, used)? {
@@ -214,6 +301,12 @@ impl Flight {
             let mut life = seat.life.lock().unwrap_or_else(PoisonError::into_inner);
             if life.id == used.life.id {
                 *life = self.sessions.life(call);
+                if used.transaction.is_none() {
+                    life.lost.store(used.life.open.load(Ordering::Relaxed), Ordering::Relaxed);
+                }
+            }
+            if used.transaction.is_none() && life.lost.load(Ordering::Relaxed) {
+                return Err(lost());
             }
         }
         match &used.transaction {
@@ -270,12 +363,25 @@ impl Flight {
     }
 }
 
-/// A transaction whose end was not waited for: its session may be in it still, so its seat gets another.
+/// A transaction of which it is not known whether it is open: unless that comes out, its session may be in it still, so its seat gets
+/// another.
 struct Unended<'a> {
     flight: &'a Flight,
     call: &'a Call,
     seat: &'a Seat,
     life: Uuid,
+    /// The seat is free afterwards.
+    frees: bool,
+}
+
+impl Unended<'_> {
+    /// Its session is not in it.
+    fn over(self) {
+        if self.frees {
+            *self.seat.taken() = None;
+        }
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for Unended<'_> {
@@ -285,7 +391,9 @@ impl Drop for Unended<'_> {
             *life = self.flight.sessions.life(self.call);
         }
         drop(life);
-        *self.seat.taken() = None;
+        if self.frees {
+            *self.seat.taken() = None;
+        }
     }
 }
 
@@ -307,7 +415,7 @@ pub(super) fn is_gone(error: &ApiError) -> bool {
     error.code == Code::NotFound && *error.message == *NO_SESSION
 }
 
-fn no_transaction() -> ApiError {
+pub(super) fn no_transaction() -> ApiError {
     ApiError::new(Code::NotFound, "no such transaction")
         .hint("it has ended, or was rolled back when its session was idle or its connection closed")
 }

@@ -22,7 +22,7 @@ use super::call::Call;
 use super::frames::schema_message;
 use super::get::{broken, failure, ticket_of};
 use super::paper::{Matter, Read};
-use super::run::{Asked, changed_rows, is_one_read, needs_session, only_reads, told, with_metadata};
+use super::run::{Asked, changed_rows, first_end, is_one_read, only_reads, told, with_metadata};
 use super::sessions::Used;
 use crate::error::{ApiError, Code};
 use crate::vacuum::{is_vacuum, vacuumed};
@@ -82,14 +82,18 @@ impl Flight {
         id: Uuid,
         statement: &Statement,
     ) -> Result<(Response, Option<Used>), ApiError> {
-        let Statement { sql, transaction, .. } = statement;
+        let Statement { sql, params_arrow, transaction } = statement;
+        let sql = if transaction.is_none() { &*self.after_loss(call, sql)? } else { sql };
         if transaction.is_none() && is_vacuum(call.role, sql) {
             let mart = self.app.mart(&call.mart).await?;
             let request = QueryRequest { sql: vacuumed(mart.orders()).await?, ..Default::default() };
             return Ok((self.run(call, Asked::stream(id, &request)?).await?, None));
         }
-        let build = |session| Asked::stream(id, &statement.request(session));
-        self.run_at(call, *transaction, needs_session(sql), build).await
+        let build = |session| {
+            let (sql, params_arrow) = (sql.to_owned(), params_arrow.clone());
+            Asked::stream(id, &QueryRequest { sql, params_arrow, session, ..Default::default() })
+        };
+        self.run_at(call, *transaction, Some(sql), build).await
     }
 
     /// The schema of a read that can wait for its ticket: one that depends on no session, whose types are known before it runs.
@@ -116,7 +120,11 @@ impl Flight {
             let asked = Asked::query(Uuid::new_v4(), &statement.request(session), "application/json")?;
             Ok(Asked { path: "/describe", reads_only: true, ..asked })
         };
-        let (answer, _) = self.run_at(call, statement.transaction, false, build).await?;
+        if statement.transaction.is_none() && first_end(&statement.sql).is_some() {
+            // It is the same everywhere, also where a transaction was lost.
+            return super::run::small(self.run(call, build(None)?).await?).await;
+        }
+        let (answer, _) = self.run_at(call, statement.transaction, None, build).await?;
         super::run::small(answer).await
     }
 

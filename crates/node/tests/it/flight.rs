@@ -207,6 +207,78 @@ async fn a_transaction_is_all_or_nothing_and_its_temporary_tables_outlive_it() {
     assert_eq!(client.execute("FROM two").await.expect_err("it is gone").code(), Code::InvalidArgument);
 }
 
+#[tokio::test]
+async fn a_transaction_whose_end_fails_leaves_nothing_open() {
+    let server = TestServer::start().await;
+    let client = Client::connect(server.address()).await;
+    client.execute("CREATE TABLE t(i BIGINT)").await.expect("it runs");
+    for (action, first) in [(EndTransaction::Commit, 0), (EndTransaction::Rollback, 10)] {
+        let transaction = client.begin().await.expect("it begins");
+        let query = format!("INSERT INTO t VALUES ({first})");
+        let insert = CommandStatementUpdate { query, transaction_id: Some(transaction.clone()) };
+        client.update_by(insert).await.expect("it runs");
+        let late = client.also_with("tarn-timeout-ms", "0");
+        late.end(transaction, action).await.expect_err("its deadline has passed");
+        client.update(&format!("INSERT INTO t VALUES ({})", first + 1)).await.expect("it commits by itself");
+        assert_eq!(count(&server, &format!("SELECT count(*) FROM t WHERE i = {}", first + 1)).await, 1);
+        assert_eq!(count(&server, &format!("SELECT count(*) FROM t WHERE i = {first}")).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn nothing_runs_outside_of_a_transaction_that_sql_began_and_its_engine_lost() {
+    let server = TestServer::start().await;
+    let client = Client::connect(server.address()).await;
+    client.execute("CREATE TABLE t(i BIGINT)").await.expect("it runs");
+    for end in ["ROLLBACK", "COMMIT"] {
+        client.update("BEGIN").await.expect("it begins");
+        client.update("INSERT INTO t VALUES (1)").await.expect("it runs");
+        server.kill_engine(crate::server::DEV);
+        while client.update("INSERT INTO t VALUES (2)").await.expect_err("it is outside").code() != Code::Aborted {}
+        for sql in ["INSERT INTO t VALUES (3)", "BEGIN", "FROM t"] {
+            assert_eq!(client.execute(sql).await.expect_err(sql).code(), Code::Aborted);
+        }
+        let ended = client.update(end).await;
+        assert_eq!(ended.is_ok(), end == "ROLLBACK", "{ended:?}");
+        assert_eq!(count(&server, "SELECT count(*) FROM t").await, 0);
+        client.update("BEGIN").await.expect("there is none now");
+        client.update("ROLLBACK").await.expect("it is over");
+    }
+    assert_eq!(client.update("INSERT INTO t VALUES (4)").await.expect("it commits by itself"), 1);
+    assert_eq!(count(&server, "SELECT count(*) FROM t").await, 1);
+}
+
+#[tokio::test]
+async fn a_prepared_write_never_outlives_a_transaction_that_was_taken_away() {
+    let server = TestServer::start().await;
+    let other = Client::connect(server.address()).await;
+    other.execute("CREATE TABLE t(i BIGINT)").await.expect("it runs");
+    let run = |handle: &bytes::Bytes| {
+        other.info(CommandPreparedStatementQuery { prepared_statement_handle: handle.clone() })
+    };
+    let sql = "INSERT INTO t VALUES (1)";
+    // Its client ends it: drivers go on with the statement.
+    let ended = other.begin().await.expect("it begins");
+    let handle = other.prepare(sql, Some(ended.clone())).await.expect("it is described").prepared_statement_handle;
+    run(&handle).await.expect("it runs in it");
+    other.end(ended, EndTransaction::Rollback).await.expect("it ends");
+    run(&handle).await.expect("it runs by itself");
+    assert_eq!(count(&server, "SELECT count(*) FROM t").await, 1);
+    // Its connection breaks.
+    let client = Client::connect(server.address()).await;
+    let taken = client.begin().await.expect("it begins");
+    let handle = other.prepare(sql, Some(taken.clone())).await.expect("it is described").prepared_statement_handle;
+    client.cut();
+    let error = loop {
+        match run(&handle).await {
+            Ok(_) => tokio::task::yield_now().await,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+    assert_eq!(count(&server, "SELECT count(*) FROM t").await, 1);
+}
+
 fn load(table: &str) -> CommandStatementIngest {
     CommandStatementIngest {
         table_definition_options: Some(TableDefinitionOptions {

@@ -14,6 +14,8 @@ use crate::names::MartId;
 
 /// A place without a connection of its own is forgotten after so long; the engine has closed its session by then.
 const IDLE: Duration = Duration::from_secs(20 * 60);
+/// One with a transaction that SQL began is remembered for longer: else what follows would run outside of it.
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(24 * 3600);
 /// Places and transactions of one principal at once.
 pub(super) const MOST: usize = 1024;
 /// Sessions that wait to be closed; beyond it they end when they are idle.
@@ -60,6 +62,10 @@ pub(in crate::flight) struct Life {
     pub(super) call: Call,
     pub(super) closing: mpsc::Sender<Ended>,
     pub(super) closed: AtomicBool,
+    /// A script left a transaction open.
+    pub(super) open: AtomicBool,
+    /// One was open in the session before this one, and its client does not know yet that it is gone, or has not said so.
+    pub(super) lost: AtomicBool,
 }
 
 /// A transaction that a client began.
@@ -92,6 +98,13 @@ impl Used {
     }
 }
 
+impl Life {
+    /// Its client is in a transaction that SQL began, as far as it knows.
+    pub(super) fn in_script(&self) -> bool {
+        self.open.load(Ordering::Relaxed) || self.lost.load(Ordering::Relaxed)
+    }
+}
+
 impl Drop for Life {
     fn drop(&mut self) {
         if self.made.initialized() && !self.closed.load(Ordering::Relaxed) {
@@ -118,6 +131,8 @@ impl Sessions {
             call: call.clone(),
             closing: self.closing.clone(),
             closed: AtomicBool::new(false),
+            open: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         })
     }
 
@@ -150,7 +165,10 @@ impl Sessions {
     /// Forgets places that nobody has used for long.
     pub(in crate::flight) fn expire(&self) {
         let mut inner = self.inner();
-        inner.places.retain(|_, seat| seat.bound || seat.idle_for() < IDLE);
+        inner.places.retain(|_, seat| {
+            let limit = if seat.life().in_script() { IDLE_IN_TRANSACTION } else { IDLE };
+            seat.bound || seat.idle_for() < limit
+        });
         inner.transactions.retain(|_, transaction| transaction.seat.bound || transaction.seat.idle_for() < IDLE);
     }
 

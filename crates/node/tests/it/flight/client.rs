@@ -54,7 +54,7 @@ impl Service<http::Request<tonic::body::Body>> for Connection {
 /// A client that is one principal.
 pub struct Client {
     connection: Connection,
-    driver: JoinHandle<()>,
+    driver: Option<JoinHandle<()>>,
     metadata: Vec<(String, String)>,
 }
 
@@ -74,7 +74,7 @@ impl Client {
             let _ = connection.await;
         });
         let metadata = vec![("authorization".to_owned(), format!("Bearer {token}"))];
-        Self { connection: Connection { sender, address: address.to_owned() }, driver, metadata }
+        Self { connection: Connection { sender, address: address.to_owned() }, driver: Some(driver), metadata }
     }
 
     /// With one more line of metadata.
@@ -84,9 +84,16 @@ impl Client {
         self
     }
 
+    /// The same connection with one more line of metadata.
+    pub fn also_with(&self, name: &str, value: &str) -> Self {
+        Self { connection: self.connection.clone(), driver: None, metadata: self.metadata.clone() }.with(name, value)
+    }
+
     /// Breaks the connection off.
     pub fn cut(self) {
-        self.driver.abort();
+        if let Some(driver) = self.driver {
+            driver.abort();
+        }
     }
 
     pub fn stub(&self) -> Stub {
