@@ -248,7 +248,9 @@ async fn a_transaction_that_is_kept_busy_does_not_hold_up_a_checkpoint_that_insi
     };
     assert_eq!(closed.status, 200, "{closed:?}");
     assert_eq!(session.ask("SELECT 1").await.json()["code"], "conflict");
+}
 
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_kept_does_not_leave_the_brackets_around_it() {
     let served = Served::start().await;
     let session = Session::open(&served).await;
