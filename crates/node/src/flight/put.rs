@@ -13,12 +13,12 @@ use http::HeaderMap;
 use prost::Message;
 use tonic::{Response, Status, Streaming};
 
-use super::{Flight, MAX_MESSAGE_BYTES};
 use super::call::Call;
 use super::frames::{END_OF_STREAM, ipc_pieces};
 use super::run::with_metadata;
 use super::statements::{Statement, check_moment};
 use super::status::{exists, status};
+use super::{Flight, MAX_MESSAGE_BYTES};
 use crate::error::{ApiError, Code};
 
 /// What a client sends.
@@ -127,7 +127,9 @@ pub(super) fn cut(error: Status) -> ApiError {
     let code = match error.code() {
         tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
             return ApiError::new(Code::TooLarge, format!("a message of the stream is over {MAX_MESSAGE_BYTES} bytes"))
-                .hint("send smaller batches: `max_chunksize` in pyarrow, `with_max_msg_size` in ADBC's Flight SQL driver");
+                .hint(
+                    "send smaller batches: `max_chunksize` in pyarrow, `with_max_msg_size` in ADBC's Flight SQL driver",
+                );
         }
         tonic::Code::Cancelled => Code::Cancelled,
         _ => Code::Invalid,

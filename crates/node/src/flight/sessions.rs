@@ -164,7 +164,8 @@ impl Flight {
 
     /// What a script is where a transaction that SQL began was lost: nothing else runs before its client has ended it.
     pub(super) fn after_loss<'a>(&self, call: &Call, sql: &'a str) -> Result<Cow<'a, str>, ApiError> {
-        let Some(life) = self.place_life(call).filter(|life| life.lost.load(Ordering::Relaxed) && call.at.is_none()) else {
+        let Some(life) = self.place_life(call).filter(|life| life.lost.load(Ordering::Relaxed) && call.at.is_none())
+        else {
             return Ok(Cow::Borrowed(sql));
         };
         match first_end(sql) {
@@ -209,7 +210,8 @@ impl Flight {
             }
             self.make(&life).await?;
             let used = Used { life, transaction: Some(transaction.clone()) };
-            match transaction.begun_in(used.id()).get_or_try_init(|| self.begin_in(call, &transaction, used.id())).await {
+            match transaction.begun_in(used.id()).get_or_try_init(|| self.begin_in(call, &transaction, used.id())).await
+            {
                 // Another's BEGIN may just have been given up, and its session with it.
                 Ok(()) if transaction.seat.life().id != used.id() => {}
                 Ok(()) => return Ok(used),

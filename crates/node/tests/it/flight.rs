@@ -253,9 +253,8 @@ async fn a_prepared_write_never_outlives_a_transaction_that_was_taken_away() {
     let server = TestServer::start().await;
     let other = Client::connect(server.address()).await;
     other.execute("CREATE TABLE t(i BIGINT)").await.expect("it runs");
-    let run = |handle: &bytes::Bytes| {
-        other.info(CommandPreparedStatementQuery { prepared_statement_handle: handle.clone() })
-    };
+    let run =
+        |handle: &bytes::Bytes| other.info(CommandPreparedStatementQuery { prepared_statement_handle: handle.clone() });
     let sql = "INSERT INTO t VALUES (1)";
     // Its client ends it: drivers go on with the statement.
     let ended = other.begin().await.expect("it begins");
