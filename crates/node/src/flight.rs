@@ -44,6 +44,8 @@ use crate::error::ApiError;
 
 /// A client's message at most: a batch of a bulk load, most likely. It is in memory as a whole.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Any other message at most: a command with its SQL.
+const MAX_COMMAND_BYTES: usize = 4 << 20;
 /// How often what is idle is forgotten.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -93,12 +95,15 @@ impl Flight {
 
 /// The routes of the gRPC service.
 pub fn routes(flight: Arc<Flight>) -> Router {
-    let service = FlightServiceServer::new(service::Service(flight.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let service = |max_bytes| {
+        FlightServiceServer::new(service::Service(flight.clone()))
+            .max_decoding_message_size(max_bytes)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    };
     Router::new()
         .route("/arrow.flight.protocol.FlightService/DoGet", post(get::do_get))
-        .route_service("/arrow.flight.protocol.FlightService/{*call}", service)
+        .route_service("/arrow.flight.protocol.FlightService/DoPut", service(MAX_MESSAGE_BYTES))
+        .route_service("/arrow.flight.protocol.FlightService/{*call}", service(MAX_COMMAND_BYTES))
         .layer(from_fn_with_state(forward::Forwarder::new(flight.clone()), forward::to_its_node))
         .layer(from_fn(with_cookie))
         .with_state(flight)

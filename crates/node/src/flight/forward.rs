@@ -99,23 +99,23 @@ impl Forwarder {
     }
 }
 
-/// Sends a call on if another node serves its mart and says where it is reached; else it is answered here.
+/// Sends a call on if another node serves its mart and says where it is reached; else it is answered here. Before anything of it is
+/// read: what nobody may ask takes no memory.
 pub(super) async fn to_its_node(State(forwarder): State<Forwarder>, request: Request, next: Next) -> Response {
-    let call = call_of(&forwarder.flight, &request);
-    if let Some(call) = call
+    // It names itself in its message.
+    if request.uri().path().ends_with("/Handshake") {
+        return next.run(request).await;
+    }
+    let call = match Call::of(&forwarder.flight.app, request.headers(), request.extensions()) {
+        Ok(call) => call,
+        Err(error) => return refusal(error),
+    };
+    if !request.headers().contains_key(FORWARDED)
         && let Some((place, to)) = elsewhere(&forwarder.flight, &call).await
     {
         return forwarder.send(request, call, &place, to).await;
     }
     next.run(request).await
-}
-
-/// The call, if it may be sent on. What is wrong with it is left to be said here.
-fn call_of(flight: &Flight, request: &Request) -> Option<Call> {
-    if request.headers().contains_key(FORWARDED) || request.uri().path().ends_with("/Handshake") {
-        return None;
-    }
-    Call::of(&flight.app, request.headers(), request.extensions()).ok()
 }
 
 /// Where the mart is served.

@@ -31,8 +31,8 @@ use super::status::{refusal, trailers};
 use crate::error::{ApiError, Code};
 use crate::router;
 
-/// A ticket with the longest SQL and parameters that are accepted.
-const MAX_TICKET_BYTES: usize = 32 << 20;
+/// A ticket with the longest SQL and parameters that it carries.
+const MAX_TICKET_BYTES: usize = 1 << 20;
 /// Answer metadata that may come only at the end of a stream.
 const AT_THE_END: [HeaderName; 2] = [router::POSITION, router::DURABLE];
 

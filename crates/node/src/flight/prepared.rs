@@ -12,7 +12,7 @@ use super::Flight;
 use super::call::Call;
 use super::frames::schema_message;
 use super::paper::{Matter, garbled};
-use super::sessions::no_transaction;
+use super::sessions::{check_present, no_transaction};
 use super::statements::{Statement, check_moment, dataset_schema, decoded};
 use crate::error::{ApiError, Code};
 
@@ -123,6 +123,9 @@ impl Flight {
             Some(_) => return Err(no_transaction()),
             None => None,
         };
+        if transaction.is_some() {
+            check_present(&call)?;
+        }
         check_moment(&call, &sql)?;
         Ok((call, Statement { sql, params_arrow: params, transaction }))
     }

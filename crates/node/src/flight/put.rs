@@ -13,12 +13,12 @@ use http::HeaderMap;
 use prost::Message;
 use tonic::{Response, Status, Streaming};
 
-use super::Flight;
 use super::call::Call;
 use super::frames::{END_OF_STREAM, ipc_pieces};
 use super::run::with_metadata;
 use super::statements::{Statement, check_moment};
 use super::status::{exists, status};
+use super::{Flight, MAX_MESSAGE_BYTES};
 use crate::error::{ApiError, Code};
 
 /// What a client sends.
@@ -38,7 +38,7 @@ impl Flight {
         let mut upload: Upload = Box::pin(upload.peekable());
         let command = match upload.as_mut().peek().await {
             Some(Ok(first)) => first.flight_descriptor.as_ref().map(|descriptor| descriptor.cmd.clone()),
-            Some(Err(error)) => return Err(error.clone()),
+            Some(Err(error)) => return Err(status(cut(error.clone()))),
             None => None,
         };
         let wanted = || ApiError::new(Code::Invalid, "the first message of the stream names no command");
@@ -125,7 +125,12 @@ async fn params(mut upload: Upload) -> Result<Option<String>, ApiError> {
 /// Why a client's stream did not come to its end.
 pub(super) fn cut(error: Status) -> ApiError {
     let code = match error.code() {
-        tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => Code::TooLarge,
+        tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
+            return ApiError::new(Code::TooLarge, format!("a message of the stream is over {MAX_MESSAGE_BYTES} bytes"))
+                .hint(
+                    "send smaller batches: `max_chunksize` in pyarrow, `with_max_msg_size` in ADBC's Flight SQL driver",
+                );
+        }
         tonic::Code::Cancelled => Code::Cancelled,
         _ => Code::Invalid,
     };

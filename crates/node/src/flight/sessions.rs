@@ -37,9 +37,7 @@ const ROLLBACK: Duration = Duration::from_secs(5);
 impl Flight {
     /// Begins a transaction. The engine hears of it with the first statement.
     pub(super) fn begin(self: &Arc<Self>, call: &Call) -> Result<Uuid, ApiError> {
-        if call.at.is_some() {
-            return Err(ApiError::new(Code::Invalid, "an earlier moment has no transactions"));
-        }
+        check_present(call)?;
         let id = Uuid::new_v4();
         let new = {
             let mut inner = self.sessions.inner();
@@ -65,6 +63,7 @@ impl Flight {
 
     /// Ends a transaction; what the answer tells of the commit.
     pub(super) async fn end(&self, call: &Call, id: Uuid, commit: bool) -> Result<HeaderMap, ApiError> {
+        check_present(call)?;
         let transaction = {
             let mut inner = self.sessions.inner();
             let found =
@@ -415,6 +414,14 @@ pub(super) fn in_session(sql: &str, session: Uuid) -> QueryRequest {
 /// Whether an engine has closed the session.
 pub(super) fn is_gone(error: &ApiError) -> bool {
     error.code == Code::NotFound && *error.message == *NO_SESSION
+}
+
+/// Transactions are of the present. A call that says otherwise is refused before it touches one.
+pub(super) fn check_present(call: &Call) -> Result<(), ApiError> {
+    match call.at {
+        Some(_) => Err(ApiError::new(Code::Invalid, "an earlier moment has no transactions")),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn no_transaction() -> ApiError {

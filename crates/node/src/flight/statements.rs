@@ -48,6 +48,7 @@ impl Flight {
     /// The transaction that a client's id names, if there is one.
     pub(super) async fn transaction(&self, call: &mut Call, id: Option<&Bytes>) -> Result<Option<Uuid>, ApiError> {
         let Some(id) = id.filter(|id| !id.is_empty()) else { return Ok(None) };
+        super::sessions::check_present(call)?;
         let (about, matter) = self.seal().await?.read(call.clone(), id)?;
         *call = about;
         super::sessions::transaction_of(matter).map(Some)
