@@ -133,7 +133,10 @@ async fn described(flight: &Arc<Flight>, call: &Call, row: &Row, columns: &Colum
     let in_session = flight.session_of(call);
     let described = match flight.describe_at(call, &sql, in_session.map(|used| used.id())).await {
         Ok(described) => described,
-        Err(error) if matches!(error.code, Code::Sql | Code::NotFound | Code::Conflict) => return Ok(Schema::empty()),
+        // Nor has a table whose name the gate takes for a file's: it must not hide the others.
+        Err(error) if matches!(error.code, Code::Sql | Code::NotFound | Code::Conflict | Code::Forbidden) => {
+            return Ok(Schema::empty());
+        }
         Err(error) => return Err(error),
     };
     let Some(message) = decoded(described.schema)? else { return Ok(Schema::empty()) };
