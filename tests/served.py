@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -203,13 +204,13 @@ class Weed:
 
 
 def free_port_pair():
-    """A port whose number + 10000 is free too."""
+    """A port whose number + 10000 is free too, both below what the kernel gives to outgoing connections."""
     while True:
-        port = free_port()
-        if port + 10000 < 65536:
-            with socket.socket() as probe:
-                try:
-                    probe.bind(("127.0.0.1", port + 10000))
-                    return port
-                except OSError:
-                    continue
+        port = random.randrange(11_000, 22_700)
+        with socket.socket() as one, socket.socket() as other:
+            try:
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 10000))
+                return port
+            except OSError:
+                continue

@@ -12,6 +12,7 @@ use http::{Method, StatusCode};
 use node::stores::{BucketName, S3Config};
 use object_store::aws::{AwsAuthorizer, AwsCredential};
 use object_store::client::{HttpClient, HttpRequestBody};
+use rand::Rng;
 
 /// Keys that may do everything.
 pub const KEY_ID: &str = "weed-admin";
@@ -123,16 +124,14 @@ fn free_ports<const N: usize>() -> [u16; N] {
     let mut ports = [0; N];
     let mut found = 0;
     while found < N {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let port = listener.local_addr().expect("bound").port();
-        let partner = port.checked_sub(10_000).filter(|p| *p > 1024);
-        let partner = partner.and_then(|p| TcpListener::bind((Ipv4Addr::LOCALHOST, p)).ok());
-        if let Some(partner) = partner {
-            ports[found] = port - 10_000;
+        // Below what the kernel gives to outgoing connections, both of them: one of those may take a port before it is listened on.
+        let port = rand::rng().random_range(11_000..22_700);
+        let bound = [port, port + 10_000].map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
+        if let [Ok(port_held), Ok(partner)] = bound {
+            ports[found] = port;
             found += 1;
-            held.push(partner);
+            held.extend([port_held, partner]);
         }
-        held.push(listener);
     }
     ports
 }
