@@ -259,7 +259,13 @@ impl<'a> Run<'a> {
                 .hint("nothing of it is committed; begin it again");
             return Err(if transient { failure.transient() } else { failure });
         }
-        self.commit()
+        let done = self.commit();
+        if done.is_err() && self.kept.in_transaction() {
+            // A COMMIT that was refused ends the transaction too: what a client sends next must not run inside of one that it was
+            // told has failed. A connection that can't roll back ends with its session.
+            let _ = self.roll_back();
+        }
+        done
     }
 
     /// Remembers in a session's transaction that a statement failed.

@@ -266,3 +266,16 @@ async fn what_is_kept_does_not_leave_the_brackets_around_it() {
     }
     assert_eq!(served.query("SELECT (1").await.json()["code"], "sql");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_refused_ends_its_transaction() {
+    let served = Served::start().await;
+    served.rows("CREATE TABLE t (i INTEGER); CREATE INDEX x ON t (i)").await;
+    let session = Session::open(&served).await;
+    session.rows("BEGIN").await;
+    session.rows("INSERT INTO t SELECT range FROM range(200000)").await;
+    assert_eq!(session.ask("COMMIT").await.json()["code"], "invalid");
+    // What comes next commits by itself.
+    assert!(session.ask("INSERT INTO t VALUES (-1)").await.commit().wal_bytes > 0);
+    assert_eq!(served.rows("FROM t").await, json!([[-1]]));
+}
