@@ -275,9 +275,9 @@ async fn accept(listener: TcpListener, app: Arc<App>, flight: Arc<Flight>, stop:
         .keep_alive_timeout(KEEP_ALIVE);
     let connections = GracefulShutdown::new();
     loop {
-        let stream: TcpStream = tokio::select! {
+        let (stream, peer): (TcpStream, SocketAddr) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: wait for some to come back rather than spin.
                     tracing::warn!(%error, "can't accept a connection");
@@ -289,7 +289,7 @@ async fn accept(listener: TcpListener, app: Arc<App>, flight: Arc<Flight>, stop:
         };
         // Without it small answers wait for acknowledgements; a socket that refuses is about to fail anyway.
         let _ = stream.set_nodelay(true);
-        let place = ConnectionId { id: uuid::Uuid::new_v4(), closed: CancellationToken::new() };
+        let place = ConnectionId { id: uuid::Uuid::new_v4(), peer, closed: CancellationToken::new() };
         let closed = place.closed.clone().drop_guard();
         let service = TowerToHyperService::new(axum::Extension(place).layer(routes.clone()));
         let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
