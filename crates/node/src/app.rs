@@ -57,7 +57,11 @@ impl App {
 
     /// What decides who may be here.
     pub(crate) fn now<'a>(&'a self, state: &'a State) -> Now<'a> {
-        Now { state, time_us: clock::now_us(), keys: self.identity.issuer.as_ref().map(|issuer| issuer as &dyn HasKeys) }
+        Now {
+            state,
+            time_us: clock::now_us(),
+            keys: self.identity.issuer.as_ref().map(|issuer| issuer as &dyn HasKeys),
+        }
     }
 
     /// The mart, open. The dev mart is made when it is asked for and not there.

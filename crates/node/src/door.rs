@@ -14,8 +14,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use engine::wire::header;
 use http::header::RETRY_AFTER;
-use percent_encoding::percent_decode_str;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use percent_encoding::percent_decode_str;
 
 use crate::app::App;
 use crate::audit::Record;

@@ -25,7 +25,7 @@ pub async fn watch(app: Arc<App>, flight: Arc<Flight>, stop: CancellationToken) 
             let (control, keys) = (app.control.changes(), app.identity.issuer.as_ref().map(|issuer| issuer.changes()));
             let state = app.control.state();
             let now = app.now(&state);
-            let gone = app.guests.look(&now);
+            let gone = app.guests.away(&app.guests.look(&now));
             if !gone.is_empty() {
                 end(&app, &flight, &gone).await;
             }
@@ -57,10 +57,10 @@ async fn end(app: &Arc<App>, flight: &Flight, gone: &HashSet<String>) {
     flight.forget(gone);
     for id in app.marts.open_ids() {
         let Some(live) = app.marts.get(&id).and_then(|mart| mart.watcher().live_now()) else { continue };
-        let gone = gone.clone();
+        let (gone, guests) = (gone.clone(), app.guests.clone());
         // An engine that is slow to answer holds up nobody else's end.
         tokio::spawn(async move {
-            for principal in gone {
+            for principal in guests.away(&gone) {
                 if let Err(error) = router::end_principal(&live, &principal).await {
                     tracing::debug!(%error, "an engine did not end a principal's sessions; they end when they are idle");
                 }

@@ -158,8 +158,10 @@ impl Server {
             tracing::info!("metrics on http://{place}/metrics");
         }
         let issuer = config.oidc.clone().map(Issuer::new).transpose();
-        let issuer = issuer.map_err(|error| system("can't prepare to fetch the keys of `oidc_issuer`")(io::Error::other(error)))?;
-        let audit = Audit::start(&config.audit).map_err(system("can't open the audit log; the setting `audit` names it"))?;
+        let issuer = issuer
+            .map_err(|error| system("can't prepare to fetch the keys of `oidc_issuer`")(io::Error::other(error)))?;
+        let audit =
+            Audit::start(&config.audit).map_err(system("can't open the audit log; the setting `audit` names it"))?;
         let ground = Arc::new(ground);
         let counted = Arc::new(Metrics::default());
         let app = Arc::new(App {

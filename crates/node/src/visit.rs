@@ -94,7 +94,9 @@ impl Cut {
     /// What the client is told. Something of it may have been done.
     pub fn error(self) -> ApiError {
         match self {
-            Self::Over => ApiError::new(Code::Unauthenticated, "the token was revoked or has ended while this request ran"),
+            Self::Over => {
+                ApiError::new(Code::Unauthenticated, "the token was revoked or has ended while this request ran")
+            }
             Self::Dropped => ApiError::new(Code::NotFound, "the mart was dropped while this request ran"),
         }
     }
@@ -266,7 +268,13 @@ mod tests {
 
     #[test]
     fn a_script_is_of_the_kind_that_changes_most() {
-        for (sql, word) in [("select 1", "read"), ("select 1; insert into t values (1)", "write"), ("create table t(i int)", "ddl"), ("'", "other"), ("begin", "other")] {
+        for (sql, word) in [
+            ("select 1", "read"),
+            ("select 1; insert into t values (1)", "write"),
+            ("create table t(i int)", "ddl"),
+            ("'", "other"),
+            ("begin", "other"),
+        ] {
             assert_eq!(kind(sql), word, "{sql}");
         }
     }

@@ -16,7 +16,8 @@ pub fn route(path: &str) -> Option<String> {
     }
     let parts: Vec<_> = path.strip_prefix('/')?.split('/').collect();
     let plain = |part: &str| {
-        (1..=MOST_WORD_BYTES).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_lowercase() || b == b'_' || b == b'-')
+        (1..=MOST_WORD_BYTES).contains(&part.len())
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b == b'_' || b == b'-')
     };
     Some(match parts.as_slice() {
         ["metrics"] => "/metrics".to_owned(),

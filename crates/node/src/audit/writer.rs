@@ -79,7 +79,8 @@ impl Writer {
         if lost > self.told {
             let count = lost - self.told;
             tracing::warn!(count, "the audit log is written again; so many lines are missing");
-            let line = serde_json::json!({"time": clock::rfc3339_us(clock::now_us()), "action": "audit.lost", "count": count});
+            let line =
+                serde_json::json!({"time": clock::rfc3339_us(clock::now_us()), "action": "audit.lost", "count": count});
             if self.append(&format!("{line}\n")).is_ok() {
                 self.told = lost;
             }
@@ -147,7 +148,10 @@ mod tests {
         writer.to = To::File(path.clone(), None);
         writer.take("three\n");
         let text = std::fs::read_to_string(path).expect("it is there");
-        assert!(text.starts_with("three\n") && text.contains("\"audit.lost\"") && text.contains("\"count\":2"), "{text}");
+        assert!(
+            text.starts_with("three\n") && text.contains("\"audit.lost\"") && text.contains("\"count\":2"),
+            "{text}"
+        );
         assert!(!health.failing.load(Ordering::Relaxed));
     }
 }

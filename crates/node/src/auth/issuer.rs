@@ -240,8 +240,9 @@ pub fn may_fetch(url: &reqwest::Url, allow_http: bool) -> bool {
 }
 
 fn away() -> Refusal {
-    let error = ApiError::new(Code::Unavailable, "this token can't be checked now: the keys of its issuer are not known")
-        .hint("try again in a moment; `oidc_issuer` has to be reachable from the server");
+    let error =
+        ApiError::new(Code::Unavailable, "this token can't be checked now: the keys of its issuer are not known")
+            .hint("try again in a moment; `oidc_issuer` has to be reachable from the server");
     (error, Why::Jwt("jwt: the issuer does not answer"))
 }
 

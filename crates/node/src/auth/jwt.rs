@@ -123,7 +123,8 @@ pub fn looks_like_one(text: &str) -> bool {
 
 /// The id of the key that is said to have signed it.
 pub fn key_id(token: &str) -> Result<String, Refusal> {
-    let header = decode_header(token).map_err(|_| refuse("jwt: its header is not one, or names no algorithm of ours"))?;
+    let header =
+        decode_header(token).map_err(|_| refuse("jwt: its header is not one, or names no algorithm of ours"))?;
     if header.crit.is_some() {
         return Err(refuse("jwt: it wants something understood that is not"));
     }

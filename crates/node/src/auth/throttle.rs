@@ -143,9 +143,8 @@ mod tests {
     #[test]
     fn a_flood_leaves_few_lines_wherever_it_comes_from() {
         let throttle = Throttle::new();
-        let lines = |peers: &dyn Fn(u32) -> IpAddr| {
-            (0..100_000).filter(|i| !throttle.failed_at(peers(*i), 1).untold).count()
-        };
+        let lines =
+            |peers: &dyn Fn(u32) -> IpAddr| (0..100_000).filter(|i| !throttle.failed_at(peers(*i), 1).untold).count();
         assert!(lines(&|_| address("10.0.0.1")) < 40);
         let throttle = Throttle::new();
         let lines = (0..100_000u32).filter(|i| !throttle.failed_at(IpAddr::from(i.to_be_bytes()), 1).untold).count();

@@ -97,7 +97,11 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
         Command::List { dsn, json } => {
             let client = Client::new(Dsn::find(dsn.as_deref())?);
             let answer = client.json(client.request(Method::GET, "/v1/tokens")).await?;
-            print_list(&answer["tokens"], &["id", "tenant", "mart", "role", "name", "profiles", "created", "expires"], json)?;
+            print_list(
+                &answer["tokens"],
+                &["id", "tenant", "mart", "role", "name", "profiles", "created", "expires"],
+                json,
+            )?;
         }
         Command::Revoke { id, dsn, json } => {
             let client = Client::new(Dsn::find(dsn.as_deref())?);

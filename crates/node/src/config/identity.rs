@@ -172,7 +172,8 @@ impl AuditConfig {
 }
 
 fn span(layers: &Layers, key: &str) -> Result<Duration, ConfigError> {
-    clock::parse_span(&layers.text(key)).ok_or_else(|| ConfigError::of(key, "wants a time as `30s`, `5m`, `12h` or `2d`"))
+    clock::parse_span(&layers.text(key))
+        .ok_or_else(|| ConfigError::of(key, "wants a time as `30s`, `5m`, `12h` or `2d`"))
 }
 
 #[cfg(test)]

@@ -87,14 +87,24 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "An OIDC issuer whose JWTs are bearer tokens here: its `iss`, exactly. None means that only the installation's own tokens count. `docs/access.md` has examples.",
     ),
-    value("oidc_audience", &["TARN_OIDC_AUDIENCE"], "", "The `aud` that its tokens for this installation have, exactly; goes with `oidc_issuer`."),
+    value(
+        "oidc_audience",
+        &["TARN_OIDC_AUDIENCE"],
+        "",
+        "The `aud` that its tokens for this installation have, exactly; goes with `oidc_issuer`.",
+    ),
     value(
         "oidc_jwks_url",
         &["TARN_OIDC_JWKS_URL"],
         "",
         "Where the issuer's keys are; none asks `{oidc_issuer}/.well-known/openid-configuration`.",
     ),
-    value("oidc_tenant", &["TARN_OIDC_TENANT"], "", "The tenant of all the issuer's tokens; none means that a claim names it."),
+    value(
+        "oidc_tenant",
+        &["TARN_OIDC_TENANT"],
+        "",
+        "The tenant of all the issuer's tokens; none means that a claim names it.",
+    ),
     value(
         "oidc_tenant_claim",
         &["TARN_OIDC_TENANT_CLAIM"],
@@ -137,7 +147,12 @@ pub const SETTINGS: &[Setting] = &[
         "false",
         "Fetch the issuer's keys over http from beyond this machine: whoever is on the way can then make tokens.",
     ),
-    value("oidc_refresh", &["TARN_OIDC_REFRESH"], "5m", "How often the issuer's keys are fetched; a key that it has dropped counts that much longer."),
+    value(
+        "oidc_refresh",
+        &["TARN_OIDC_REFRESH"],
+        "5m",
+        "How often the issuer's keys are fetched; a key that it has dropped counts that much longer.",
+    ),
     value(
         "oidc_keys_for",
         &["TARN_OIDC_KEYS_FOR"],

@@ -80,7 +80,9 @@ pub(super) async fn delete(
             let tenant = state.tenants.get_mut(&id.tenant).ok_or_else(|| not_found(&id))?;
             let entry = tenant.marts.remove(&id.mart).ok_or_else(|| not_found(&id))?;
             // They were for this one, not for what may be called so later.
-            state.tokens.retain(|_, token| (token.tenant.as_ref(), token.mart.as_ref()) != (Some(&id.tenant), Some(&id.mart)));
+            state
+                .tokens
+                .retain(|_, token| (token.tenant.as_ref(), token.mart.as_ref()) != (Some(&id.tenant), Some(&id.mart)));
             Ok(entry)
         })
         .await?;

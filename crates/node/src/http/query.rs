@@ -148,12 +148,13 @@ pub(super) async fn answer(app: &App, checked: Checked) -> Result<Response, ApiE
 
 /// The id that the client chose, else a new one.
 pub(super) fn query_id(headers: &HeaderMap) -> Result<Uuid, ApiError> {
-    let id = match headers.get(header::QUERY_ID) {
-        None => Uuid::new_v4(),
-        Some(value) => value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
-            ApiError::new(Code::Invalid, format!("the header `{}` wants a UUID", header::QUERY_ID))
-        })?,
-    };
+    let id =
+        match headers.get(header::QUERY_ID) {
+            None => Uuid::new_v4(),
+            Some(value) => value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
+                ApiError::new(Code::Invalid, format!("the header `{}` wants a UUID", header::QUERY_ID))
+            })?,
+        };
     visit::runs(id);
     Ok(id)
 }

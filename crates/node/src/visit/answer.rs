@@ -115,7 +115,8 @@ impl http_body::Body for Answer {
         }
         let polled = {
             let mut body = visit.body();
-            body.as_mut().map(|body| Pin::new(&mut *body).poll_frame(context).map(|piece| (piece, body.is_end_stream())))
+            body.as_mut()
+                .map(|body| Pin::new(&mut *body).poll_frame(context).map(|piece| (piece, body.is_end_stream())))
         };
         match polled {
             None => self.broken(visit.why_cut().unwrap_or(Cut::Over)),

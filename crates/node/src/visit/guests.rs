@@ -113,7 +113,8 @@ impl Guests {
             let holder = Holder::of(principal);
             let room = inner.holders.len() < MOST_HOLDERS;
             match inner.holders.get_mut(&holder) {
-                Some(held) if held.until_us < until_us => *held = Held { until_us, key: key.clone() },
+                // The key of an older one may go first.
+                Some(held) if held.until_us <= until_us => *held = Held { until_us, key: key.clone() },
                 Some(_) => {}
                 None if room => {
                     inner.holders.insert(holder, Held { until_us, key: key.clone() });
@@ -137,13 +138,21 @@ impl Guests {
     /// Cuts the visits of all who have to go, and of marts that are gone; gives the principals of whom nothing may go on.
     pub fn look(&self, now: &Now<'_>) -> HashSet<String> {
         let mut inner = self.inner();
-        let doomed: Vec<_> = inner.visits.values().filter_map(|visit| Some((visit.clone(), inner.why(visit, now)?))).collect();
+        let doomed: Vec<_> =
+            inner.visits.values().filter_map(|visit| Some((visit.clone(), inner.why(visit, now)?))).collect();
         let gone = inner.gone(now);
         drop(inner);
         for (visit, why) in doomed {
             visit.cut(why);
         }
         gone
+    }
+
+    /// Those of them who have not come back meanwhile with a newer JWT.
+    pub fn away(&self, gone: &HashSet<String>) -> HashSet<String> {
+        let inner = self.inner();
+        let back: HashSet<_> = inner.holders.keys().map(|holder| &holder.id).collect();
+        gone.iter().filter(|id| !back.contains(id)).cloned().collect()
     }
 
     /// When the next of those ends who are known to, in microseconds since the Unix epoch.
@@ -231,9 +240,19 @@ mod tests {
 
     fn with_token(expires_us: Option<i64>) -> (State, String) {
         let mut state = State::default();
-        let marts = [("sales".parse().expect("a legal name"), MartEntry { incarnation: uuid::Uuid::new_v4(), created_us: 1, ancestors: Vec::new() })];
+        let marts = [(
+            "sales".parse().expect("a legal name"),
+            MartEntry { incarnation: uuid::Uuid::new_v4(), created_us: 1, ancestors: Vec::new() },
+        )];
         state.tenants.insert(acme(), TenantEntry { created_us: 1, marts: marts.into() });
-        let new = NewToken { tenant: Some(acme()), mart: None, role: Role::Reader, name: String::new(), expires_us, profiles: None };
+        let new = NewToken {
+            tenant: Some(acme()),
+            mart: None,
+            role: Role::Reader,
+            name: String::new(),
+            expires_us,
+            profiles: None,
+        };
         let (id, _, entry) = new_token(new);
         state.tokens.insert(id.clone(), entry);
         (state, id)
