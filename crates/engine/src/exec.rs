@@ -277,6 +277,15 @@ impl Engine {
         true
     }
 
+    /// Ends all sessions of a principal and stops all its queries; what is in its COMMIT ends by itself.
+    pub fn end_principal(&self, principal: &str) {
+        // First, so that what waits for a turn in a session is stopped before it gets it.
+        self.queries.cancel_of(principal, Reason::Cancelled);
+        for id in self.sessions.of(principal) {
+            self.close_session(id, principal);
+        }
+    }
+
     /// Looks names of a session up in `schema` first. SQL itself may not set anything: what it sets is not the mart's alone.
     pub fn use_schema(&self, id: Uuid, principal: &str, schema: &str) -> Result<(), Failure> {
         let hidden = [OWN_SCHEMA, "information_schema", "pg_catalog"];

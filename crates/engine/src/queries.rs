@@ -240,6 +240,13 @@ impl Queries {
         true
     }
 
+    /// Stops all queries of `principal`.
+    pub fn cancel_of(&self, principal: &str, reason: Reason) {
+        let running = lock(&self.running);
+        running.queries.values().filter(|query| query.principal == principal).for_each(|query| query.stop(reason));
+        self.changed.notify_all();
+    }
+
     /// How far a query of `principal` is, from 0 to 1 if DuckDB can tell; `None` if there is no such query.
     pub fn progress(&self, id: Uuid, principal: &str) -> Option<Option<f64>> {
         let running = lock(&self.running);

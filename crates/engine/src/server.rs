@@ -139,6 +139,7 @@ impl Server {
             (&Method::DELETE, path) if path.starts_with("/sessions/") => {
                 self.end_session(&path["/sessions/".len()..], &request).await
             }
+            (&Method::DELETE, "/principal") => self.end_principal(&request).await,
             _ => failed(&Failure::new(Code::NotFound, "no such path")),
         }
     }
@@ -175,6 +176,16 @@ impl Server {
             if !engine.close_session(id, &principal) {
                 return Err(sessions::gone());
             }
+            Ok(serde_json::json!({ "ended": true }))
+        })
+        .await
+    }
+
+    /// Somebody may not be here any more: nothing of theirs goes on.
+    async fn end_principal(&self, request: &Request<Incoming>) -> Response<Body> {
+        let principal = query::text_header(request.headers(), header::PRINCIPAL).to_owned();
+        self.by_thread(move |engine| {
+            engine.end_principal(&principal);
             Ok(serde_json::json!({ "ended": true }))
         })
         .await

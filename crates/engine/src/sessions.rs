@@ -136,6 +136,12 @@ impl Sessions {
         Some(query)
     }
 
+    /// A principal's sessions.
+    pub fn of(&self, principal: &str) -> Vec<Uuid> {
+        let places = lock(&self.places);
+        places.iter().filter(|(_, place)| place.principal == principal).map(|(id, _)| *id).collect()
+    }
+
     /// Waits for the turn of `query`.
     pub fn take<'a>(&self, id: Uuid, query: &Query, hidden: &'a HiddenWrites) -> Result<Turn<'a>, Failure> {
         let found = lock(&self.places).get(&id).filter(|place| place.principal == query.principal).cloned();

@@ -5,12 +5,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use http::HeaderMap;
-
-use crate::auth::{Admin, Principal};
+use crate::audit::Audit;
+use crate::auth::{Identity, Principal};
 use crate::clock;
 use crate::config::Config;
-use crate::control::{Control, MartEntry, TenantEntry};
+use crate::control::{Control, MartEntry, State, TenantEntry};
 use crate::error::{ApiError, Code};
 use crate::followers::Followers;
 use crate::jobs::Jobs;
@@ -20,6 +19,7 @@ use crate::names::{MartId, Tenant};
 use crate::past::Past;
 use crate::running::Running;
 use crate::verify::Verifier;
+use crate::visit::guests::{Guests, HasKeys, Now};
 
 /// The node's parts, as handlers see them.
 pub struct App {
@@ -27,8 +27,12 @@ pub struct App {
     pub config: Config,
     /// Tenants, marts, tokens.
     pub control: Control,
-    /// The admin token.
-    pub admin: Admin,
+    /// Who is known here.
+    pub identity: Identity,
+    /// Who is here just now.
+    pub guests: Arc<Guests>,
+    /// What is written down of it.
+    pub audit: Audit,
     /// Open marts.
     pub marts: Marts,
     /// Queries that can be cancelled.
@@ -46,9 +50,18 @@ pub struct App {
 }
 
 impl App {
-    /// Who asks.
-    pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
-        self.admin.authenticate(headers, &self.control.state())
+    /// Whether somebody who was let in may still be here.
+    pub(crate) fn may_stay(&self, principal: &Principal) -> bool {
+        self.guests.may_stay(principal, &self.now(&self.control.state()))
+    }
+
+    /// What decides who may be here.
+    pub(crate) fn now<'a>(&'a self, state: &'a State) -> Now<'a> {
+        Now {
+            state,
+            time_us: clock::now_us(),
+            keys: self.identity.issuer.as_ref().map(|issuer| issuer as &dyn HasKeys),
+        }
     }
 
     /// The mart, open. The dev mart is made when it is asked for and not there.

@@ -1,111 +1,233 @@
 //! Who asks, and what they may do.
 //!
-//! A bearer token is either the node's admin token or one of the control store's; the store holds hashes only. It decides roles,
-//! not what a role may run (the engine's gate does).
+//! A request shows a token: the node's own, one of the control store's (which holds hashes only), or a JWT of the issuer that the
+//! node trusts. What it stands for is a [`Principal`]. Decided here are roles and reach, not what a role may run (the engine's gate
+//! does).
+//!
+//! **Invariant:** whether a principal may enter a mart is asked of [`Principal::role_in`] and nowhere else.
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+pub mod issuer;
+pub mod jwt;
+pub mod shown;
+pub mod throttle;
+pub mod tokens;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use engine::wire::Role;
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
-use rand::RngCore;
-use subtle::ConstantTimeEq;
+use http::Extensions;
+
+pub use shown::Shown;
+pub use tokens::{Admin, NewToken, new_token};
 
 use crate::clock;
-use crate::control::{State, TokenEntry};
+use crate::control::State;
 use crate::error::{ApiError, Code};
-use crate::names::Tenant;
+use crate::names::{Mart, MartId, Tenant};
+use issuer::Issuer;
+use throttle::{Failed, Throttle};
 
-const PREFIX: &str = "tarn_";
-const ADMIN_FILE: &str = "admin-token";
+/// By what somebody is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// The node's admin token.
+    Admin,
+    /// A token of the control store.
+    Token,
+    /// A JWT, signed with the issuer's key of this id.
+    Jwt(String),
+}
 
 /// Whoever holds a valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
-    /// Stable for the same token; not secret.
+    /// Stable for the same token, or the same subject of an issuer; not secret.
     pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// By what it is known.
+    pub kind: Kind,
     /// None reaches every tenant.
     pub tenant: Option<Tenant>,
+    /// None reaches every mart of the tenant.
+    pub mart: Option<Mart>,
     /// What it may do there.
     pub role: Role,
+    /// The profiles that it may ask for; none means all that the node offers.
+    pub profiles: Option<Vec<String>>,
+    /// When it ends, microseconds since the Unix epoch.
+    pub expires_us: Option<i64>,
 }
 
 impl Principal {
-    /// The role in a tenant. Another tenant is forbidden whether it exists or not.
-    pub fn role_in(&self, tenant: &Tenant) -> Result<Role, ApiError> {
-        match &self.tenant {
-            Some(own) if own != tenant => Err(ApiError::new(Code::Forbidden, "this token is for another tenant")),
+    /// The node's own administrator.
+    pub fn node_admin() -> Self {
+        Self {
+            id: "admin".into(),
+            name: "admin".into(),
+            kind: Kind::Admin,
+            tenant: None,
+            mart: None,
+            role: Role::Admin,
+            profiles: None,
+            expires_us: None,
+        }
+    }
+
+    /// One that reaches all of a tenant and does not end.
+    pub fn of_tenant(id: &str, tenant: Tenant, role: Role) -> Self {
+        let kind = Kind::Token;
+        Self { id: id.into(), name: String::new(), kind, tenant: Some(tenant), role, ..Self::node_admin() }
+    }
+
+    /// The role in a mart. Another's is forbidden whether it exists or not.
+    pub fn role_in(&self, id: &MartId) -> Result<Role, ApiError> {
+        self.enter(&id.tenant)?;
+        match &self.mart {
+            Some(own) if *own != id.mart => Err(ApiError::new(Code::Forbidden, "this token is for another mart")),
             _ => Ok(self.role),
         }
     }
 
-    /// Refuses all but administrators of the tenant.
-    pub fn require_admin_of(&self, tenant: &Tenant) -> Result<(), ApiError> {
-        match self.role_in(tenant)? {
-            Role::Admin => Ok(()),
-            Role::Reader | Role::Writer => Err(ApiError::new(Code::Forbidden, "this takes the role `admin`")),
+    /// Refuses all to whom the tenant is a stranger's. What of it they may see is another question.
+    pub fn enter(&self, tenant: &Tenant) -> Result<(), ApiError> {
+        match &self.tenant {
+            Some(own) if own != tenant => Err(ApiError::new(Code::Forbidden, "this token is for another tenant")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses all but administrators of the mart.
+    pub fn require_admin_of(&self, id: &MartId) -> Result<(), ApiError> {
+        self.role_in(id)?;
+        self.require_admin()
+    }
+
+    /// Refuses all but administrators of the whole tenant.
+    pub fn require_admin_of_all(&self, tenant: &Tenant) -> Result<(), ApiError> {
+        self.enter(tenant)?;
+        self.require_admin()?;
+        match self.mart {
+            Some(_) => Err(ApiError::new(Code::Forbidden, "this token is for one mart only")),
+            None => Ok(()),
         }
     }
 
     /// Refuses all but administrators of the node.
     pub fn require_node_admin(&self) -> Result<(), ApiError> {
-        if self.tenant.is_none() && self.role == Role::Admin {
+        if self.tenant.is_none() && self.mart.is_none() && self.role == Role::Admin {
             return Ok(());
         }
         Err(ApiError::new(Code::Forbidden, "this takes the node's admin token"))
     }
+
+    /// Whether it has ended by now.
+    pub fn is_over(&self) -> bool {
+        self.expires_us.is_some_and(|until| until <= clock::now_us())
+    }
+
+    fn require_admin(&self) -> Result<(), ApiError> {
+        match self.role {
+            Role::Admin => Ok(()),
+            Role::Reader | Role::Writer => Err(ApiError::new(Code::Forbidden, "this takes the role `admin`")),
+        }
+    }
 }
 
-/// The admin token's hash.
-pub struct Admin {
-    hash: blake3::Hash,
+/// Why nobody is known by what was shown. For the audit log; the client learns only that it is so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Nothing was shown.
+    Nothing,
+    /// No such token, or not any more.
+    Unknown,
+    /// It has ended.
+    Expired,
+    /// A JWT that is refused, and why.
+    Jwt(&'static str),
 }
 
-impl Admin {
-    /// For a known token.
-    pub fn new(token: &str) -> Self {
-        Self { hash: blake3::hash(token.as_bytes()) }
+impl Why {
+    /// In a word or a few.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Nothing => "no token",
+            Self::Unknown => "unknown token",
+            Self::Expired => "expired",
+            Self::Jwt(words) => words,
+        }
+    }
+}
+
+/// A refused login.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// What the client is told.
+    pub error: ApiError,
+    /// Why, for the audit log.
+    pub why: Why,
+    /// How often this address has failed, and what follows from that.
+    pub failed: Failed,
+}
+
+/// In the extensions of each request to a path that asks who it is.
+#[derive(Clone)]
+pub struct Admission(pub Result<Arc<Principal>, ApiError>);
+
+/// Who sends the request, as its extensions tell.
+pub fn who(extensions: &Extensions) -> Result<Arc<Principal>, ApiError> {
+    extensions.get::<Admission>().map_or_else(|| Err(unknown()), |admission| admission.0.clone())
+}
+
+/// All that a node knows people by.
+pub struct Identity {
+    /// The admin token.
+    pub admin: Admin,
+    /// Whose JWTs count, if anybody's do.
+    pub issuer: Option<Issuer>,
+    throttle: Throttle,
+}
+
+impl Identity {
+    /// Nobody has failed yet.
+    pub fn new(admin: Admin, issuer: Option<Issuer>) -> Self {
+        Self { admin, issuer, throttle: Throttle::new() }
     }
 
-    /// The token kept in the state directory, made if there is none; then also returned, to be shown once.
-    pub fn keep_in(state_dir: &Path) -> std::io::Result<(Self, Option<String>)> {
-        let path = state_dir.join(ADMIN_FILE);
-        match std::fs::read_to_string(&path) {
-            Ok(text) if !text.trim().is_empty() => return Ok((Self::new(text.trim()), None)),
-            Ok(_) => std::fs::remove_file(&path)?,
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        let token = format!("{PREFIX}admin_{}", random::<32>());
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        file.write_all(token.as_bytes())?;
-        file.sync_all()?;
-        Ok((Self::new(&token), Some(token)))
+    /// Whoever shows this. A valid token counts however often its address has failed; a failure costs the address.
+    pub async fn admit(&self, shown: Option<&Shown>, peer: IpAddr, state: &State) -> Result<Arc<Principal>, Refused> {
+        let held = match shown {
+            Some(shown) => self.holder(shown, state).await,
+            None => Err((unknown(), Why::Nothing)),
+        };
+        held.map(Arc::new).map_err(|(error, why)| {
+            // What can't be decided now, and who is known and may do nothing, is not guessing.
+            let failed = match error.code {
+                Code::Unauthenticated => self.throttle.failed(peer),
+                _ => Failed::default(),
+            };
+            let error = match failed.retry_after {
+                Some(after) => too_often(after.as_secs().max(1)),
+                None => error,
+            };
+            Refused { error, why, failed }
+        })
     }
 
-    /// The principal of a request's bearer token.
-    pub fn authenticate(&self, headers: &HeaderMap, state: &State) -> Result<Principal, ApiError> {
-        self.holder(bearer(headers).ok_or_else(unknown)?, state)
-    }
-
-    /// Whoever holds the token.
-    pub fn holder(&self, token: &str, state: &State) -> Result<Principal, ApiError> {
-        let hash = blake3::hash(token.as_bytes());
-        // blake3::Hash compares in constant time.
-        if hash == self.hash {
-            return Ok(Principal { id: "admin".into(), tenant: None, role: Role::Admin });
+    async fn holder(&self, shown: &Shown, state: &State) -> Result<Principal, (ApiError, Why)> {
+        let mut reason = Why::Unknown;
+        for text in shown.candidates() {
+            match self.admin.holder(text, state) {
+                Ok(principal) => return Ok(principal),
+                Err(Why::Unknown) => {}
+                Err(why) => reason = why,
+            }
         }
-        let id = token_id(token).ok_or_else(unknown)?;
-        let entry = state.tokens.get(id).ok_or_else(unknown)?;
-        if !bool::from(entry.hash.as_bytes().ct_eq(hash.to_hex().as_bytes())) {
-            return Err(unknown());
+        match (&self.issuer, shown.candidates().find(|text| jwt::looks_like_one(text))) {
+            (Some(issuer), Some(text)) => issuer.verify(text).await,
+            _ => Err((unknown(), reason)),
         }
-        Ok(Principal { id: id.to_owned(), tenant: entry.tenant.clone(), role: entry.role })
     }
 }
 
@@ -114,89 +236,37 @@ pub fn unknown() -> ApiError {
     ApiError::new(Code::Unauthenticated, "a valid bearer token is needed").hint("send `Authorization: Bearer TOKEN`")
 }
 
-/// A new token: its id, its text (shown once), and what the control store keeps.
-pub fn new_token(tenant: Option<Tenant>, role: Role, name: String) -> (String, String, TokenEntry) {
-    let id = uuid::Uuid::new_v4().simple().to_string();
-    let text = format!("{PREFIX}{id}_{}", random::<32>());
-    let hash = blake3::hash(text.as_bytes()).to_hex().to_string();
-    (id, text, TokenEntry { hash, tenant, role, name, created_us: clock::now_us() })
-}
-
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|token| !token.is_empty())
-}
-
-fn token_id(token: &str) -> Option<&str> {
-    Some(token.strip_prefix(PREFIX)?.split_once('_')?.0)
-}
-
-fn random<const N: usize>() -> String {
-    let mut bytes = [0; N];
-    rand::rng().fill_bytes(&mut bytes);
-    URL_SAFE_NO_PAD.encode(bytes)
+fn too_often(seconds: u64) -> ApiError {
+    ApiError::new(Code::Limited, "too many requests without a valid token came from this address")
+        .hint(format!("a valid token passes at once; else try again in {seconds} s"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn headers(value: &str) -> HeaderMap {
-        HeaderMap::from_iter([(AUTHORIZATION, value.parse().expect("a legal header"))])
-    }
-
-    #[test]
-    fn only_the_whole_token_opens() {
-        let tenant: Tenant = "acme".parse().expect("a legal name");
-        let (id, text, entry) = new_token(Some(tenant.clone()), Role::Reader, "test".into());
-        let mut state = State::default();
-        state.tokens.insert(id.clone(), entry);
-        let admin = Admin::new("boss");
-
-        let principal = admin.authenticate(&headers(&format!("Bearer {text}")), &state).expect("the token is known");
-        assert_eq!(principal, Principal { id: id.clone(), tenant: Some(tenant), role: Role::Reader });
-        assert!(
-            admin
-                .authenticate(&headers("bearer boss"), &state)
-                .expect("the admin is known")
-                .require_node_admin()
-                .is_ok()
-        );
-
-        let cut = &text[..text.len() - 1];
-        for wrong in [
-            format!("Bearer {cut}"),
-            format!("Bearer tarn_{id}_"),
-            format!("Basic {text}"),
-            "Bearer ".into(),
-            "Bearer bos".into(),
-        ] {
-            assert!(admin.authenticate(&headers(&wrong), &state).is_err(), "{wrong} passed");
-        }
-        assert!(admin.authenticate(&HeaderMap::new(), &state).is_err());
+    fn id(text: &str) -> MartId {
+        text.parse().expect("a legal name")
     }
 
     #[test]
     fn a_tenants_token_reaches_only_its_tenant() {
-        let tenant: Tenant = "acme".parse().expect("a legal name");
-        let other: Tenant = "evil".parse().expect("a legal name");
-        let principal = Principal { id: "x".into(), tenant: Some(tenant.clone()), role: Role::Admin };
-        assert!(principal.require_admin_of(&tenant).is_ok());
-        assert!(principal.role_in(&other).is_err());
+        let principal = Principal::of_tenant("x", id("acme/a").tenant, Role::Admin);
+        assert!(principal.require_admin_of(&id("acme/a")).is_ok());
+        assert!(principal.require_admin_of_all(&id("acme/a").tenant).is_ok());
+        assert!(principal.role_in(&id("evil/a")).is_err());
         assert!(principal.require_node_admin().is_err());
     }
 
     #[test]
-    fn the_admin_token_is_made_once_and_kept_private() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let (_, shown) = Admin::keep_in(dir.path()).expect("the directory is writable");
-        let token = shown.expect("the first start shows the token");
-        let (admin, again) = Admin::keep_in(dir.path()).expect("the directory is readable");
-        assert_eq!(again, None);
-        assert!(admin.authenticate(&headers(&format!("Bearer {token}")), &State::default()).is_ok());
-        let mode = std::fs::metadata(dir.path().join(ADMIN_FILE)).expect("it was written").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+    fn a_marts_token_reaches_only_its_mart() {
+        let mart = Some(id("acme/a").mart);
+        let principal = Principal { mart, ..Principal::of_tenant("x", id("acme/a").tenant, Role::Admin) };
+        assert!(principal.require_admin_of(&id("acme/a")).is_ok());
+        for other in ["acme/b", "evil/a"] {
+            assert_eq!(principal.role_in(&id(other)).err().map(|error| error.code), Some(Code::Forbidden));
+        }
+        assert!(principal.require_admin_of_all(&id("acme/a").tenant).is_err());
+        assert!(principal.require_node_admin().is_err());
     }
 }

@@ -49,6 +49,22 @@ pub fn parse_rfc3339(text: &str) -> Option<i64> {
     chrono::DateTime::parse_from_rfc3339(text).ok().map(|time| time.timestamp_micros())
 }
 
+/// A span of time as people write it: `45s`, `15m`, `12h`, `30d`, `2w`.
+pub fn parse_span(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        "w" => 7 * 24 * 3600,
+        _ => return None,
+    };
+    number.bytes().all(|byte| byte.is_ascii_digit()).then_some(())?;
+    Some(Duration::from_secs(number.parse::<u64>().ok()?.checked_mul(seconds)?))
+}
+
 /// Waits between attempts at something that keeps failing: doubling from `first` to `limit`, back to `first` after a calm spell.
 #[derive(Debug)]
 pub struct Backoff {
@@ -85,6 +101,15 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_span_has_a_number_and_a_unit() {
+        assert_eq!(parse_span("30d"), Some(Duration::from_secs(30 * 24 * 3600)));
+        assert_eq!(parse_span(" 5m "), Some(Duration::from_secs(300)));
+        for bad in ["", "d", "5", "-5d", "+5d", "5x", "5é", "99999999999999999999s", "9999999999999999999w"] {
+            assert_eq!(parse_span(bad), None, "{bad:?} passed");
+        }
+    }
 
     #[test]
     fn back_off_doubles_to_its_limit_and_starts_over_on_success() {

@@ -2,6 +2,7 @@
 //!
 //! The only place that reads the environment. Values are parsed and checked here once; what the rest sees is typed.
 
+mod identity;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use engine::walls::Wall;
 use figment::providers::{Format, Toml};
 
+pub use identity::{AuditConfig, AuditSql, AuditTo, Oidc};
 pub use settings::{Flag, SETTINGS, Setting, document};
 
 use crate::cluster::ClusterConfig;
@@ -61,6 +63,10 @@ pub struct Config {
     pub admin_token: Option<String>,
     /// Mixed into the key of tickets.
     pub master_key: Option<String>,
+    /// Whose JWTs count, if anybody's do.
+    pub oidc: Option<Oidc>,
+    /// The audit log.
+    pub audit: AuditConfig,
     /// Limits of every engine.
     pub engine: EngineLimits,
     /// When marts are checkpointed.
@@ -167,6 +173,8 @@ impl Config {
         }
         let publish = layers.text("publish");
         Ok(Self {
+            oidc: Oidc::resolve(layers)?,
+            audit: AuditConfig::resolve(layers, &state_dir)?,
             listen,
             state_dir,
             store: store(layers)?,

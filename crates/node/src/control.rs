@@ -118,6 +118,17 @@ impl Control {
         self.current.borrow().number
     }
 
+    /// Resolves once there is another version than when this was called.
+    pub fn changes(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut current = self.current.subscribe();
+        async move {
+            // A control store that is gone changes no more.
+            if current.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
     /// Reads on until there is no newer version.
     pub async fn refresh(&self) -> Result<(), ControlError> {
         while self.advance_to(self.version() + 1).await? {}

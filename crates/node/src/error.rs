@@ -83,6 +83,11 @@ impl Code {
         StatusCode::from_u16(status).expect("the numbers above are three digits")
     }
 
+    /// How the contract spells it.
+    pub fn word(self) -> String {
+        serde_json::to_value(self).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
     /// Whether the same request may succeed later, given that nothing of it happened.
     fn passes_with_time(self) -> bool {
         matches!(self, Code::Limited | Code::Unavailable | Code::Fenced | Code::Timeout)
@@ -194,6 +199,8 @@ impl IntoResponse for ApiError {
         if self.code == Code::Unauthenticated {
             headers.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // Stays when the edge takes the rest.
+        response.extensions_mut().insert(self.code);
         response.extensions_mut().insert(self);
         response
     }

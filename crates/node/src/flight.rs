@@ -25,6 +25,7 @@ mod statements;
 mod status;
 pub mod untrusted;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,10 +43,14 @@ use crate::app::App;
 use crate::connection::ConnectionId;
 use crate::error::ApiError;
 
+pub(crate) use status::{refusal, trailers};
+
 /// A client's message at most: a batch of a bulk load, most likely. It is in memory as a whole.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Any other message at most: a command with its SQL.
 const MAX_COMMAND_BYTES: usize = 4 << 20;
+/// A handshake's message at most: a name and a token. Anybody can send one.
+const MAX_HANDSHAKE_BYTES: usize = 20 << 10;
 /// How often what is idle is forgotten.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -88,6 +93,13 @@ impl Flight {
         }
     }
 
+    /// Drops what principals have here that may not be here any more. Their sessions in engines are ended there.
+    pub(crate) fn forget(&self, gone: &HashSet<String>) {
+        self.sessions.forget(gone);
+        self.statements.forget(gone);
+        self.held.forget(gone);
+    }
+
     async fn seal(&self) -> Result<paper::Seal, ApiError> {
         paper::Seal::of(&self.app).await
     }
@@ -103,6 +115,7 @@ pub fn routes(flight: Arc<Flight>) -> Router {
     Router::new()
         .route("/arrow.flight.protocol.FlightService/DoGet", post(get::do_get))
         .route_service("/arrow.flight.protocol.FlightService/DoPut", service(MAX_MESSAGE_BYTES))
+        .route_service("/arrow.flight.protocol.FlightService/Handshake", service(MAX_HANDSHAKE_BYTES))
         .route_service("/arrow.flight.protocol.FlightService/{*call}", service(MAX_COMMAND_BYTES))
         .layer(from_fn_with_state(forward::Forwarder::new(flight.clone()), forward::to_its_node))
         .layer(from_fn(with_cookie))

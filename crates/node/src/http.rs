@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, FromRef, FromRequestParts, Request};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Request};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
@@ -33,7 +33,7 @@ use http::request::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::auth::Principal;
+use crate::auth::{self, Principal};
 use crate::error::{ApiError, Code};
 use crate::names::{Mart, MartId, Tenant};
 
@@ -122,15 +122,11 @@ async fn with_request_id(request: Request, next: Next) -> Response {
 /// An authenticated principal.
 struct Caller(Principal);
 
-impl<S> FromRequestParts<S> for Caller
-where
-    S: Send + Sync,
-    Shared: FromRef<S>,
-{
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        Shared::from_ref(state).authenticate(&parts.headers).map(Caller)
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        auth::who(&parts.extensions).map(|principal| Caller(Principal::clone(&principal)))
     }
 }
 

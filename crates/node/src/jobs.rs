@@ -7,7 +7,7 @@
 
 mod kept;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -148,10 +148,22 @@ impl Jobs {
         Ok(job)
     }
 
-    /// A job, for its owner and the node's administrator.
+    /// A job, for its owner, if that may still enter its mart, and for the node's administrator.
     pub fn get(&self, id: Uuid, caller: &Principal) -> Option<Arc<Job>> {
         let job = self.lock().get(&id).cloned()?;
-        (job.owner == caller.id || caller.require_node_admin().is_ok()).then_some(job)
+        let own = job.owner == caller.id && caller.role_in(&job.mart).is_ok();
+        (own || caller.require_node_admin().is_ok()).then_some(job)
+    }
+
+    /// Cancels what runs for principals that may not be here any more, and forgets what they have left.
+    pub fn end_of(&self, gone: &HashSet<String>) {
+        let theirs: Vec<_> = self.lock().values().filter(|job| gone.contains(&job.owner)).cloned().collect();
+        for job in theirs {
+            job.cancel.cancel();
+            if job.is_over() {
+                self.forget(&job);
+            }
+        }
     }
 
     /// Is there a job of that id, whoever's it is?
@@ -297,7 +309,7 @@ mod tests {
     }
 
     fn principal(id: &str) -> Principal {
-        Principal { id: id.into(), tenant: Some(mart().tenant), role: Role::Writer }
+        Principal::of_tenant(id, mart().tenant, Role::Writer)
     }
 
     async fn wait(job: Arc<Job>) -> End {
@@ -328,7 +340,20 @@ mod tests {
         let id = Uuid::new_v4();
         jobs.submit(id, "ann", mart(), |_| async { failed() }).expect("there is room");
         assert!(jobs.get(id, &principal("ann")).is_some() && jobs.get(id, &principal("bob")).is_none());
-        assert!(jobs.get(id, &Principal { id: "admin".into(), tenant: None, role: Role::Admin }).is_some());
+        assert!(jobs.get(id, &Principal::node_admin()).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_a_principal_runs_and_has_left_ends_with_it() {
+        let jobs = Jobs::new(KEEP, 64);
+        let done = jobs.submit(Uuid::new_v4(), "ann", mart(), |_| async { failed() }).expect("there is room");
+        over(&done).await;
+        let runs_on = jobs.submit(Uuid::new_v4(), "ann", mart(), wait).expect("there is room");
+        let others = jobs.submit(Uuid::new_v4(), "bob", mart(), wait).expect("there is room");
+        runs(&runs_on).await;
+        jobs.end_of(&HashSet::from(["ann".to_owned()]));
+        assert!(matches!(over(&runs_on).await.end, End::Cancelled(_)));
+        assert!(!jobs.knows(done.id) && !others.is_cancelled());
     }
 
     #[tokio::test]

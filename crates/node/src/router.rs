@@ -30,7 +30,7 @@ use crate::marts::OpenMart;
 use crate::supervisor::{DEAF_MS, exit_reason};
 use crate::watcher::{Landed, Live};
 
-pub use sessions::{Who, close_session, open_session};
+pub use sessions::{Who, close_session, end_principal, open_session};
 
 /// Answer header: the position of the request's commit, else the one it read at.
 pub const POSITION: HeaderName = HeaderName::from_static("tarn-position");

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::auth::Principal;
 use crate::engine_client;
 use crate::error::{ApiError, Code};
+use crate::names::MartId;
 use crate::watcher::Live;
 
 /// Queries whose answer has not ended, by id.
@@ -25,7 +26,12 @@ use crate::watcher::Live;
 pub struct Running(Arc<Mutex<HashMap<Uuid, Owned>>>);
 
 /// Who runs a query, and where.
-type Owned = (String, Arc<Live>);
+#[derive(Clone)]
+struct Owned {
+    principal: String,
+    mart: MartId,
+    live: Arc<Live>,
+}
 
 /// A query's entry among the running, until dropped.
 pub(crate) struct Entry(Running, Uuid);
@@ -44,27 +50,29 @@ struct Tracked {
 }
 
 impl Running {
-    pub(crate) fn add(&self, id: Uuid, principal: &str, live: Arc<Live>) -> Result<Entry, ApiError> {
+    pub(crate) fn add(&self, id: Uuid, principal: &str, mart: &MartId, live: Arc<Live>) -> Result<Entry, ApiError> {
         let mut running = self.lock();
         if running.contains_key(&id) {
             return Err(ApiError::new(Code::Conflict, "a query with this id is running"));
         }
-        running.insert(id, (principal.to_owned(), live));
+        running.insert(id, Owned { principal: principal.to_owned(), mart: mart.clone(), live });
         Ok(Entry(self.clone(), id))
     }
 
-    /// Asks the engine that runs a query about it. Only its owner and an administrator learn that it exists.
+    /// Asks the engine that runs a query about it. Only its owner, who may still enter its mart, and an administrator learn that it
+    /// exists.
     pub(crate) async fn ask<T: DeserializeOwned>(
         &self,
         caller: &Principal,
         id: Uuid,
         method: Method,
     ) -> Result<T, ApiError> {
-        let (owner, live) = self.get(id).ok_or_else(unknown)?;
-        if owner != caller.id && caller.require_node_admin().is_err() {
+        let owned = self.get(id).ok_or_else(unknown)?;
+        let own = owned.principal == caller.id && caller.role_in(&owned.mart).is_ok();
+        if !own && caller.require_node_admin().is_err() {
             return Err(unknown());
         }
-        of_engine(id, (owner, live), method).await
+        of_engine(id, owned, method).await
     }
 
     /// How far a query is that its engine has, if that can be told.
@@ -93,11 +101,11 @@ impl Running {
     }
 }
 
-async fn of_engine<T: DeserializeOwned>(id: Uuid, (owner, live): Owned, method: Method) -> Result<T, ApiError> {
+async fn of_engine<T: DeserializeOwned>(id: Uuid, owned: Owned, method: Method) -> Result<T, ApiError> {
     let mut request = engine_client::request(method, &format!("/queries/{id}"), Bytes::new());
-    let owner = HeaderValue::from_str(&owner).map_err(|_| unknown())?;
+    let owner = HeaderValue::from_str(&owned.principal).map_err(|_| unknown())?;
     request.headers_mut().insert(header::PRINCIPAL, owner);
-    live.engine.client().ask(request).await.map_err(|_| unknown())
+    owned.live.engine.client().ask(request).await.map_err(|_| unknown())
 }
 
 impl http_body::Body for Tracked {

@@ -25,11 +25,14 @@ use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
 
 use crate::app::App;
-use crate::auth::Admin;
+use crate::audit::Audit;
+use crate::auth::issuer::Issuer;
+use crate::auth::{Admin, Identity};
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::connection::ConnectionId;
 use crate::control::Control;
+use crate::door;
 use crate::flight::{self, Flight};
 use crate::followers::Followers;
 use crate::gateway::Gateway;
@@ -40,6 +43,7 @@ use crate::metrics::Metrics;
 use crate::names::MartId;
 use crate::pins::AllPins;
 use crate::publish;
+use crate::revocation;
 use crate::running::Running;
 use crate::scratch;
 use crate::stores::BucketStores;
@@ -163,6 +167,11 @@ impl Server {
         if let Some(place) = metrics.as_ref().and_then(|listener| listener.local_addr().ok()) {
             tracing::info!("metrics on http://{place}/metrics");
         }
+        let issuer = config.oidc.clone().map(Issuer::new).transpose();
+        let issuer = issuer
+            .map_err(|error| system("can't prepare to fetch the keys of `oidc_issuer`")(io::Error::other(error)))?;
+        let audit =
+            Audit::start(&config.audit).map_err(system("can't open the audit log; the setting `audit` names it"))?;
         let ground = Arc::new(ground);
         let counted = Arc::new(Metrics::default());
         let app = Arc::new(App {
@@ -170,7 +179,9 @@ impl Server {
             followers: Followers::new(ground.clone(), config.past_engines, config.past_idle),
             config,
             control,
-            admin,
+            identity: Identity::new(admin, issuer),
+            guests: Arc::default(),
+            audit,
             marts: Marts::new(ground.clone()),
             running: Running::default(),
             verifier: Verifier::new(ground.clone(), counted.clone()),
@@ -226,6 +237,15 @@ impl Server {
             let (flight, cancel) = (flight.clone(), background.clone());
             async move { flight.tend(cancel).await }
         });
+        let ending = tokio::spawn(revocation::watch(app.clone(), flight.clone(), background.clone()));
+        let asking = tokio::spawn({
+            let (app, cancel) = (app.clone(), background.clone());
+            async move {
+                if let Some(issuer) = &app.identity.issuer {
+                    issuer.tend(cancel).await;
+                }
+            }
+        });
         let telling = metrics.map(|listener| {
             let stopped = background.clone().cancelled_owned();
             let served = axum::serve(listener, metrics_routes(app.clone())).with_graceful_shutdown(stopped);
@@ -255,6 +275,8 @@ impl Server {
             Some(keeping),
             Some(watching),
             Some(serving),
+            Some(ending),
+            Some(asking),
             telling,
             publishing,
             Some(beating),
@@ -266,12 +288,16 @@ impl Server {
             let _ = task.await;
         }
         app.marts.ground().cluster.leave().await;
+        app.audit.shutdown().await;
     }
 }
 
 /// Takes connections until `stop`; returns when their answers have ended, or after a while.
 async fn accept(listener: TcpListener, app: Arc<App>, flight: Arc<Flight>, stop: CancellationToken) {
-    let routes = routes(app.clone()).merge(flight::routes(flight)).layer(axum::middleware::map_request(upload::whole));
+    let routes = routes(app.clone())
+        .merge(flight::routes(flight))
+        .layer(axum::middleware::from_fn_with_state(app.clone(), door::enter))
+        .layer(axum::middleware::map_request(upload::whole));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
     builder

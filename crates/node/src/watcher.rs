@@ -118,6 +118,14 @@ impl Watcher {
         }
     }
 
+    /// The mart's engine, if it takes requests just now.
+    pub fn live_now(&self) -> Option<Arc<Live>> {
+        match &*self.phase.borrow() {
+            Phase::Ready(live) => Some(live.clone()),
+            _ => None,
+        }
+    }
+
     /// Waits until a commit is in the object store.
     pub async fn landed(&self, position: Position, wait: Duration) -> Landed {
         if self.landed_now(Some(position)) == Landed::Durable {

@@ -5,20 +5,22 @@
 use std::time::Duration;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use engine::wire::{Role, header};
-use http::header::{AUTHORIZATION, COOKIE};
+use http::header::COOKIE;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::auth::{self, Principal};
+use crate::auth::shown::MARK;
+use crate::auth::{self, Principal, Shown};
 use crate::connection::ConnectionId;
 use crate::error::{ApiError, Code};
 use crate::names::{MartId, Tenant};
 use crate::router::Durability;
+use crate::visit;
 
 /// Request metadata: `TENANT/MART`.
 pub(super) const MART: HeaderName = HeaderName::from_static("tarn-mart");
@@ -28,8 +30,6 @@ const DURABILITY: HeaderName = HeaderName::from_static("tarn-durability");
 const TIMEOUT: HeaderName = HeaderName::from_static("tarn-timeout-ms");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const AT: HeaderName = HeaderName::from_static("tarn-at");
-/// Parts a token from what a handshake adds to it.
-const MARK: char = '~';
 
 /// One call.
 #[derive(Clone)]
@@ -63,78 +63,59 @@ struct Greeting {
     m: Option<String>,
 }
 
-/// Who calls, as the `authorization` says.
-struct Credentials {
-    principal: Principal,
-    token: String,
-    mart: Option<String>,
-    place: Option<Uuid>,
-}
-
 impl Call {
     /// The call that brings this metadata.
     pub(super) fn of(app: &App, headers: &HeaderMap, extensions: &Extensions) -> Result<Self, ApiError> {
-        let who = credentials(app, headers)?;
-        let mart = match text(headers, &MART)?.or(who.mart.as_deref()) {
-            Some(name) => named(name, &who.principal)?,
-            None => default_mart(app, &who.principal)?,
+        let principal = Principal::clone(&*auth::who(extensions)?);
+        let (greeted_mart, greeted_place) = besides(Shown::of_flight(headers).as_ref())?;
+        let mart = match text(headers, &MART)?.or(greeted_mart.as_deref()) {
+            Some(name) => named(name, &principal)?,
+            None => default_mart(app, &principal)?,
         };
-        let role = who.principal.role_in(&mart.tenant)?;
+        visit::about(&mart);
+        let role = principal.role_in(&mart)?;
         Ok(Self {
             mart,
             role,
-            place: place(headers, extensions, who.place)?,
+            place: place(headers, extensions, greeted_place)?,
             durability: durability(headers)?,
             timeout: timeout(headers, app.config.query_timeout)?,
             at: text(headers, &AT)?.map(str::to_owned),
             idempotency_key: headers.get(header::IDEMPOTENCY_KEY).cloned(),
-            principal: who.principal,
+            principal,
         })
     }
 
     /// The same call about a mart that a ticket names.
     pub(super) fn about(mut self, mart: &MartId) -> Result<Self, ApiError> {
-        self.role = self.principal.role_in(&mart.tenant)?;
+        visit::about(mart);
+        self.role = self.principal.role_in(mart)?;
         self.mart = mart.clone();
         Ok(self)
     }
 }
 
 /// The bearer that a handshake answers with: the token, a place of its own, and the mart of the user name.
-pub(super) fn greet(app: &App, headers: &HeaderMap) -> Result<String, ApiError> {
-    let who = credentials(app, headers)?;
-    if let Some(name) = &who.mart {
-        who.principal.role_in(&named(name, &who.principal)?.tenant)?;
+pub(super) fn greet(principal: &Principal, shown: &Shown) -> Result<String, ApiError> {
+    let (mart, _) = besides(Some(shown))?;
+    if let Some(name) = &mart {
+        principal.role_in(&named(name, principal)?)?;
     }
-    let greeting = Greeting { s: Uuid::new_v4(), m: who.mart };
+    let greeting = Greeting { s: Uuid::new_v4(), m: mart };
     let json = serde_json::to_vec(&greeting).map_err(|error| ApiError::internal("a greeting is JSON", error))?;
-    Ok(format!("{}{MARK}{}", who.token, URL_SAFE_NO_PAD.encode(json)))
+    Ok(format!("{}{MARK}{}", shown.token(), URL_SAFE_NO_PAD.encode(json)))
 }
 
-fn credentials(app: &App, headers: &HeaderMap) -> Result<Credentials, ApiError> {
-    let state = app.control.state();
-    let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or_else(auth::unknown)?;
-    let (scheme, value) = value.split_once(' ').ok_or_else(auth::unknown)?;
-    let value = value.trim();
-    if scheme.eq_ignore_ascii_case("basic") {
-        let pair = STANDARD.decode(value).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        let pair = pair.ok_or_else(auth::unknown)?;
-        let (user, token) = pair.split_once(':').ok_or_else(auth::unknown)?;
-        let principal = app.admin.holder(token, &state)?;
-        let mart = user.contains('/').then(|| user.to_owned());
-        return Ok(Credentials { principal, token: token.to_owned(), mart, place: None });
+/// What the `authorization` says besides who it is: a mart as the user name, or what a handshake has added.
+fn besides(shown: Option<&Shown>) -> Result<(Option<String>, Option<Uuid>), ApiError> {
+    let Some(shown) = shown else { return Ok((None, None)) };
+    if let Some(user) = &shown.user {
+        return Ok((user.contains('/').then(|| user.clone()), None));
     }
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(auth::unknown());
-    }
-    if let Some((token, greeting)) = value.rsplit_once(MARK)
-        && let Ok(principal) = app.admin.holder(token, &state)
-    {
-        let bytes = URL_SAFE_NO_PAD.decode(greeting).map_err(|_| auth::unknown())?;
-        let greeting: Greeting = serde_json::from_slice(&bytes).map_err(|_| auth::unknown())?;
-        return Ok(Credentials { principal, token: token.to_owned(), mart: greeting.m, place: Some(greeting.s) });
-    }
-    Ok(Credentials { principal: app.admin.holder(value, &state)?, token: value.to_owned(), mart: None, place: None })
+    let Some(greeting) = shown.greeting() else { return Ok((None, None)) };
+    let bytes = URL_SAFE_NO_PAD.decode(greeting).map_err(|_| auth::unknown())?;
+    let greeting: Greeting = serde_json::from_slice(&bytes).map_err(|_| auth::unknown())?;
+    Ok((greeting.m, Some(greeting.s)))
 }
 
 /// A mart by its name; without a tenant it is one of the principal's own.
@@ -149,8 +130,11 @@ fn named(name: &str, principal: &Principal) -> Result<MartId, ApiError> {
     }
 }
 
-/// The tenant's first mart; `dev` for the tenant `default`.
+/// The token's own mart, else the tenant's first; `dev` for the tenant `default`.
 fn default_mart(app: &App, principal: &Principal) -> Result<MartId, ApiError> {
+    if let (Some(tenant), Some(mart)) = (&principal.tenant, &principal.mart) {
+        return Ok(MartId { tenant: tenant.clone(), mart: mart.clone() });
+    }
     let tenant: Tenant = match &principal.tenant {
         Some(tenant) => tenant.clone(),
         None => "default".parse().map_err(|error| ApiError::internal("`default` is a name", error))?,

@@ -30,6 +30,7 @@ use super::run::{Asked, told};
 use super::status::{refusal, trailers};
 use crate::error::{ApiError, Code};
 use crate::router;
+use crate::visit;
 
 /// A ticket with the longest SQL and parameters that it carries.
 const MAX_TICKET_BYTES: usize = 1 << 20;
@@ -75,6 +76,7 @@ async fn answer(flight: &Arc<Flight>, request: Request) -> Result<Response, ApiE
 
 async fn read_now(flight: &Arc<Flight>, call: Call, id: Uuid, read: Read) -> Result<Response, ApiError> {
     let call = Call { at: read.at, ..call };
+    visit::says(&read.sql);
     let request = QueryRequest { sql: read.sql, params_arrow: read.params_arrow, ..Default::default() };
     flight.run(&call, Asked::stream(id, &request)?).await
 }

@@ -3,8 +3,7 @@
 //!
 //! **Invariant:** nothing is run for a `DoGet` here, so nothing runs twice.
 
-use std::collections::HashMap;
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -171,6 +170,15 @@ impl HeldAnswers {
             .map(|(id, _)| *id)
             .collect();
         for id in gone {
+            inner.remove(id);
+        }
+    }
+
+    /// Forgets what waits for those; the engine stops where it is still at it.
+    pub(super) fn forget(&self, gone: &HashSet<String>) {
+        let mut inner = self.inner();
+        let theirs = inner.answers.iter().filter(|(_, answer)| gone.contains(&answer.principal));
+        for id in theirs.map(|(id, _)| *id).collect::<Vec<_>>() {
             inner.remove(id);
         }
     }

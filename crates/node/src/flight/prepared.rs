@@ -1,7 +1,7 @@
 //! Prepared statements: text, parameters and transaction behind a handle. Nothing is prepared in an engine: each run is a query of its
 //! own, so a handle outlives the engine, its checkpoints and changes of the tables.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use super::paper::{Matter, garbled};
 use super::sessions::{check_present, no_transaction};
 use super::statements::{Statement, check_moment, dataset_schema, decoded};
 use crate::error::{ApiError, Code};
+use crate::visit;
 
 /// A statement that nobody has used for so long is forgotten.
 const IDLE: Duration = Duration::from_secs(15 * 60);
@@ -77,6 +78,11 @@ impl Statements {
         }
     }
 
+    /// Forgets what those have prepared.
+    pub(super) fn forget(&self, gone: &HashSet<String>) {
+        self.all().retain(|_, prepared| !gone.contains(&prepared.principal));
+    }
+
     /// Forgets what is idle.
     pub(super) fn expire(&self) {
         self.all().retain(|_, prepared| prepared.used.elapsed() < IDLE);
@@ -91,6 +97,7 @@ impl Flight {
         request: ActionCreatePreparedStatementRequest,
     ) -> Result<ActionCreatePreparedStatementResult, ApiError> {
         let transaction = self.transaction(&mut call, request.transaction_id.as_ref()).await?;
+        visit::says(&request.query);
         check_moment(&call, &request.query)?;
         let statement = Statement { sql: request.query, params_arrow: None, transaction };
         let described = self.describe(&call, &statement).await?;
@@ -126,6 +133,7 @@ impl Flight {
         if transaction.is_some() {
             check_present(&call)?;
         }
+        visit::says(&sql);
         check_moment(&call, &sql)?;
         Ok((call, Statement { sql, params_arrow: params, transaction }))
     }

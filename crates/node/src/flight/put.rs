@@ -20,6 +20,7 @@ use super::statements::{Statement, check_moment};
 use super::status::{exists, status};
 use super::{Flight, MAX_MESSAGE_BYTES};
 use crate::error::{ApiError, Code};
+use crate::visit;
 
 /// What a client sends.
 pub(super) type Upload = Pin<Box<Peekable<Streaming<FlightData>>>>;
@@ -46,6 +47,7 @@ impl Flight {
         match command {
             Command::CommandStatementUpdate(update) => {
                 let transaction = self.transaction(&mut call, update.transaction_id.as_ref()).await.map_err(status)?;
+                visit::says(&update.query);
                 check_moment(&call, &update.query).map_err(status)?;
                 let statement = Statement { sql: update.query, params_arrow: None, transaction };
                 self.update(&call, &statement).await.map(counted).map_err(status)

@@ -17,6 +17,7 @@ use super::call::Call;
 use crate::engine_client;
 use crate::error::{ApiError, Code};
 use crate::router::{self, Ask};
+use crate::visit;
 
 /// Answers that are read whole on the node: descriptions, lists of tables.
 const MAX_SMALL_BYTES: usize = 64 << 20;
@@ -63,6 +64,7 @@ impl Flight {
     pub(super) async fn run(&self, call: &Call, asked: Asked) -> Result<Response, ApiError> {
         let app = &self.app;
         let Asked { id, path, mut headers, reads_only, in_session, body } = asked;
+        visit::runs(id);
         if let (Some(key), false) = (&call.idempotency_key, reads_only || in_session) {
             headers.insert(HeaderName::from_static(header::IDEMPOTENCY_KEY), key.clone());
         }
@@ -82,7 +84,7 @@ impl Flight {
                     .hint("branch the mart there, or restore it, to write"));
             }
             let live = app.followers.at(&call.mart, app.known(&call.mart).await?, at).await?;
-            let entry = app.running.add(id, &ask.principal, live.clone())?;
+            let entry = app.running.add(id, &ask.principal, &call.mart, live.clone())?;
             router::query_past(&live, &ask, body).await?.map(|body| entry.until_sent(body))
         } else {
             let mart = app.mart(&call.mart).await?;
@@ -91,7 +93,7 @@ impl Flight {
                 mart.writers_may_pass().await;
             }
             let live = mart.live().await?;
-            let entry = app.running.add(id, &ask.principal, live.clone())?;
+            let entry = app.running.add(id, &ask.principal, &call.mart, live.clone())?;
             let wait = app.config.durable_wait;
             router::query(&mart, live, &ask, body, wait).await?.map(|body| entry.until_sent(body))
         };

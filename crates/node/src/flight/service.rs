@@ -1,6 +1,7 @@
 //! The gRPC service: each call is checked, handed to its part, and its error put into gRPC's words.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightService;
 use arrow_flight::sql::Command;
@@ -13,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, HeaderValue};
+use http::{Extensions, HeaderMap, HeaderValue};
 use prost::Message;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -25,7 +26,14 @@ use super::put::{PutStream, parse_command, shown};
 use super::run::with_metadata;
 use super::statements::{Statement, check_moment, dataset_schema};
 use super::status::status;
+use crate::auth::{Principal, Shown};
+use crate::connection::ConnectionId;
+use crate::door;
 use crate::error::{ApiError, Code};
+use crate::visit;
+
+/// A handshake that brings its token in a message brings it within this time.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 
 /// Flight's calls, but for `DoGet`.
 pub(super) struct Service(pub Arc<Flight>);
@@ -41,11 +49,20 @@ impl Service {
         Call::of(&self.0.app, request.metadata().as_ref(), request.extensions()).map_err(status)
     }
 
+    /// Who a handshake's message says that it is.
+    async fn introduced(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Arc<Principal>, ApiError> {
+        let visit = visit::here().ok_or_else(|| ApiError::internal("a handshake is a visit", "it is none"))?;
+        let peer = extensions.get::<ConnectionId>().map(|connection| connection.peer);
+        let admitted = door::admit(&self.0.app, Shown::of_flight(headers).as_ref(), peer, &visit).await;
+        admitted.map(|(principal, _)| principal)
+    }
+
     async fn info(&self, mut call: Call, descriptor: FlightDescriptor) -> Result<Response<FlightInfo>, ApiError> {
         let flight = &self.0;
         match parse_command(&descriptor.cmd)? {
             Command::CommandStatementQuery(query) => {
                 let transaction = flight.transaction(&mut call, query.transaction_id.as_ref()).await?;
+                visit::says(&query.query);
                 check_moment(&call, &query.query)?;
                 let statement = Statement { sql: query.query, params_arrow: None, transaction };
                 flight.info(&call, statement, descriptor).await
@@ -102,13 +119,20 @@ impl FlightService for Service {
         &self,
         request: Request<Streaming<HandshakeRequest>>,
     ) -> Result<Response<Self::HandshakeStream>, Status> {
-        let (metadata, _, mut messages) = request.into_parts();
+        let (metadata, extensions, mut messages) = request.into_parts();
         let mut headers = metadata.into_headers();
-        if !headers.contains_key(AUTHORIZATION) {
-            let first = messages.next().await.transpose()?.unwrap_or_default();
-            headers = basic(&first.payload).ok_or_else(|| status(crate::auth::unknown()))?;
-        }
-        let token = greet(&self.0.app, &headers).map_err(status)?;
+        let principal = match headers.contains_key(AUTHORIZATION) {
+            true => crate::auth::who(&extensions).map_err(status)?,
+            false => {
+                // Nobody knows who it is yet: it may not take its time.
+                let first = tokio::time::timeout(FIRST_MESSAGE, messages.next()).await;
+                let first = first.ok().flatten().transpose()?.unwrap_or_default();
+                headers = basic(&first.payload).unwrap_or_default();
+                self.introduced(&headers, &extensions).await.map_err(status)?
+            }
+        };
+        let shown = Shown::of_flight(&headers).ok_or_else(|| status(crate::auth::unknown()))?;
+        let token = greet(&principal, &shown).map_err(status)?;
         let mut told = HeaderMap::new();
         let mut bearer = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
             status(ApiError::new(Code::Unauthenticated, "the token is not one that a header can carry"))

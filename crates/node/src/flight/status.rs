@@ -72,12 +72,12 @@ fn with_code(code: Grpc, error: ApiError) -> Status {
 }
 
 /// An answer that consists of the error alone.
-pub(super) fn refusal(error: ApiError) -> Response {
+pub(crate) fn refusal(error: ApiError) -> Response {
     status(error).into_http()
 }
 
 /// The trailers that end a stream with an error.
-pub(super) fn trailers(error: ApiError) -> HeaderMap {
+pub(crate) fn trailers(error: ApiError) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     if status(error).add_header(&mut trailers).is_err() {
         trailers.insert("grpc-status", HeaderValue::from_static("13"));

@@ -37,7 +37,7 @@ pub(super) async fn restore(
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    caller.require_admin_of(&id.tenant)?;
+    caller.require_admin_of(&id)?;
     let Restore { at, dry_run, expected_position } = read_json(body).await?;
     let at = parse_at(&at)?;
     let past = app.past(&id).await?;
@@ -76,9 +76,11 @@ pub(super) async fn branch(
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    caller.require_admin_of(&id.tenant)?;
+    caller.require_admin_of(&id)?;
     let NewBranch { name, at } = read_json(body).await?;
     let child = MartId { tenant: id.tenant.clone(), mart: name };
+    // Whoever reaches one mart only can't make another.
+    caller.role_in(&child)?;
     app.may_create(&child, false)?;
     let past = app.past(&id).await?;
     let wanted = match at {
@@ -121,7 +123,7 @@ pub(super) async fn vacuum(
     Path((tenant, mart)): Path<(String, String)>,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    caller.require_admin_of(&id.tenant)?;
+    caller.require_admin_of(&id)?;
     let mart = app.mart(&id).await?;
     let Swapped { before, after, compacted } = give(mart.orders(), |reply| Order::Swap(Swap::Vacuum { reply })).await?;
     let compacted = compacted.ok_or_else(|| ApiError::internal("a vacuum has figures", "none"))?;

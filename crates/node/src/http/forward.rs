@@ -3,6 +3,7 @@
 //! Nothing is buffered or looked into. A request is sent on once: the node that gets it answers itself, or says who serves the mart.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -16,6 +17,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
 use super::{Shared, mart_id};
+use crate::auth::{self, Principal};
 use crate::cluster::Elsewhere;
 use crate::error::{ApiError, Code, Outcome};
 
@@ -89,7 +91,8 @@ pub(super) async fn to_its_node(
     request: Request,
     next: Next,
 ) -> Response {
-    match elsewhere(&forwarder.app, &names, request.headers()).await {
+    let asks = if request.headers().contains_key(FORWARDED) { None } else { auth::who(request.extensions()).ok() };
+    match elsewhere(&forwarder.app, &names, asks).await {
         Some((place, to)) => match forwarder.send(request, &place, &to).await {
             Ok(response) => response,
             Err(error) => error.into_response(),
@@ -98,17 +101,15 @@ pub(super) async fn to_its_node(
     }
 }
 
-/// Where the mart is served. What is wrong with the request is left to the handler to say.
+/// Where the mart is served, if it is asked about by somebody who may and whom no other node has sent on. What is wrong with the request is left to the handler to say.
 async fn elsewhere(
     app: &Shared,
     names: &HashMap<String, String>,
-    headers: &HeaderMap,
+    asks: Option<Arc<Principal>>,
 ) -> Option<(Elsewhere, Authority)> {
-    if headers.contains_key(FORWARDED) {
-        return None;
-    }
+    let asks = asks?;
     let id = mart_id(names.get("tenant")?, names.get("mart")?).ok()?;
-    app.authenticate(headers).ok()?.role_in(&id.tenant).ok()?;
+    asks.role_in(&id).ok()?;
     let mart = app.mart(&id).await.ok()?;
     // It may be about to be opened here.
     let _ = mart.live().await;

@@ -38,7 +38,7 @@ pub(super) async fn history(
     Query(span): Query<Span>,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    caller.role_in(&id.tenant)?;
+    caller.role_in(&id)?;
     let past = app.past(&id).await?;
     let now = clock::now_us();
     let to = span.to.as_deref().map_or(Ok(now + 1), |text| clock::parse_rfc3339(text).ok_or_else(|| bad_time("to")))?;
@@ -98,7 +98,7 @@ pub(super) async fn snapshots(
     Path((tenant, mart)): Path<(String, String)>,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    caller.role_in(&id.tenant)?;
+    caller.role_in(&id)?;
     let past = app.past(&id).await?;
     let sizes = past.sizes().await?;
     let with_sizes = past.names().snapshots.iter().map(|(name, snapshot)| {
@@ -199,7 +199,7 @@ impl super::App {
 }
 
 pub(super) fn may_write(caller: &Principal, id: &MartId) -> Result<(), ApiError> {
-    match caller.role_in(&id.tenant)? {
+    match caller.role_in(&id)? {
         engine::wire::Role::Reader => Err(ApiError::new(Code::Forbidden, "a reader can't change what is named")),
         _ => Ok(()),
     }

@@ -26,10 +26,12 @@ pub(super) async fn list(
     Path(tenant): Path<String>,
 ) -> Result<Response, ApiError> {
     let tenant = tenant_name(&tenant)?;
-    caller.role_in(&tenant)?;
+    caller.enter(&tenant)?;
     let state = app.control.state();
     let entry = state.tenants.get(&tenant).ok_or_else(|| super::no_tenant(&tenant))?;
-    let marts: Vec<_> = entry.marts.iter().map(|(name, mart)| describe(name, mart)).collect();
+    let may_see = |name: &Mart| caller.role_in(&MartId { tenant: tenant.clone(), mart: name.clone() }).is_ok();
+    let marts: Vec<_> =
+        entry.marts.iter().filter(|(name, _)| may_see(name)).map(|(name, mart)| describe(name, mart)).collect();
     Ok(json(json!({ "marts": marts })))
 }
 
@@ -40,7 +42,7 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let tenant = tenant_name(&tenant)?;
-    caller.require_admin_of(&tenant)?;
+    caller.require_admin_of_all(&tenant)?;
     let NewMart { name: mart } = read_json(body).await?;
     let id = MartId { tenant, mart };
     // The node's administrator may make the tenant along with its first mart.
@@ -54,7 +56,7 @@ pub(super) async fn show(
     Path((tenant, mart)): Path<(String, String)>,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    caller.role_in(&id.tenant)?;
+    caller.role_in(&id)?;
     let state = app.control.state();
     let entry = state.mart(&id).ok_or_else(|| not_found(&id))?;
     let mut shown = describe(&id.mart, entry);
@@ -71,12 +73,17 @@ pub(super) async fn delete(
     Path((tenant, mart)): Path<(String, String)>,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    caller.require_admin_of(&id.tenant)?;
+    caller.require_admin_of(&id)?;
     let entry = app
         .control
         .change(|state| {
             let tenant = state.tenants.get_mut(&id.tenant).ok_or_else(|| not_found(&id))?;
-            tenant.marts.remove(&id.mart).ok_or_else(|| not_found(&id))
+            let entry = tenant.marts.remove(&id.mart).ok_or_else(|| not_found(&id))?;
+            // They were for this one, not for what may be called so later.
+            state
+                .tokens
+                .retain(|_, token| (token.tenant.as_ref(), token.mart.as_ref()) != (Some(&id.tenant), Some(&id.mart)));
+            Ok(entry)
         })
         .await?;
     // From here on nobody opens it; what follows may be cut short by a crash and costs only space.

@@ -29,7 +29,7 @@ pub(super) async fn show(
     wait: Result<Query<Wait>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    caller.role_in(&id.tenant)?;
+    caller.role_in(&id)?;
     let position: Position = position
         .parse()
         .map_err(|error: replica::position::BadPosition| ApiError::new(Code::Invalid, error.to_string()))?;

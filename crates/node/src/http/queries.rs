@@ -26,6 +26,7 @@ use crate::jobs::{End, Job, Rows, State as JobState};
 use crate::past::parse_at;
 use crate::router::{self, Ask, DURABLE, Durability, POSITION};
 use crate::running::unknown;
+use crate::visit;
 use crate::watcher::Landed;
 
 /// A query that was asked to stop has done so within this time, as a rule.
@@ -77,6 +78,7 @@ pub(super) async fn show(
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let id = parsed(&id)?;
+    visit::runs(id);
     if let Some(job) = app.jobs.get(id, &caller) {
         return Ok(json(describe(&app, &job).await));
     }
@@ -90,6 +92,7 @@ pub(super) async fn delete(
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let id = parsed(&id)?;
+    visit::runs(id);
     let Some(job) = app.jobs.get(id, &caller) else {
         let _: serde::de::IgnoredAny = app.running.ask(&caller, id, Method::DELETE).await?;
         return Ok(json(json!({"id": id, "cancelled": true})));
@@ -139,6 +142,7 @@ pub(super) async fn result(
             .hint("`offset` and `limit` are numbers of rows")
     })?;
     let job = app.jobs.get(id, &caller).ok_or_else(unknown)?;
+    visit::about(&job.mart);
     let JobState::Ended(ended) = job.state() else {
         return Err(ApiError::new(Code::Conflict, "the query is not done yet")
             .hint("ask `GET /v1/queries/{id}` until its state is `done`"));
@@ -178,7 +182,7 @@ async fn rows_of(app: &App, job: &Job, rows: &Rows, page: Page, headers: &Header
         (None, Some(most)) => json!({"sql": page.sql(None), "max_rows": most, "session": rows.session}),
         (_, most) => json!({"sql": page.sql(most), "session": rows.session}),
     };
-    let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
+    let entry = app.running.add(ask.id, &ask.principal, &job.mart, live.clone())?;
     let mut answer = router::query(&mart, live, &ask, body.to_string().into(), app.config.durable_wait).await?;
     if answer.extensions().get::<ApiError>().is_some_and(|error| error.code == Code::NotFound) {
         return Err(gone());

@@ -23,6 +23,7 @@ use crate::error::{ApiError, Code};
 use crate::names::MartId;
 use crate::router::{self, Ask, Durability};
 use crate::vacuum::{is_vacuum, vacuumed};
+use crate::visit;
 
 /// The public body. What it borrows is only looked at here; the engine reads the bytes again.
 #[derive(Deserialize)]
@@ -82,9 +83,10 @@ pub(super) async fn check(
     (id, headers): (Uuid, &HeaderMap),
     body: Body,
 ) -> Result<Checked, ApiError> {
-    let role = caller.role_in(&mart.tenant)?;
+    let role = caller.role_in(&mart)?;
     let body = read_body(body).await?;
     let parsed: QueryBody = parse_object(&body)?;
+    visit::says(&parsed.sql);
     let ask = Ask {
         path: "/query",
         id,
@@ -122,7 +124,7 @@ pub(super) async fn answer(app: &App, checked: Checked) -> Result<Response, ApiE
     let Checked { mart: mart_id, ask, body, sql, at, session, .. } = checked;
     if let Some(at) = at {
         let live = app.followers.at(&mart_id, app.known(&mart_id).await?, &at).await?;
-        let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
+        let entry = app.running.add(ask.id, &ask.principal, &mart_id, live.clone())?;
         let response = router::query_past(&live, &ask, body.into()).await?;
         return Ok(response.map(|body| entry.until_sent(body)));
     }
@@ -139,16 +141,22 @@ pub(super) async fn answer(app: &App, checked: Checked) -> Result<Response, ApiE
         false => (ask, body),
     };
     let live = mart.live().await?;
-    let entry = app.running.add(ask.id, &ask.principal, live.clone())?;
+    let entry = app.running.add(ask.id, &ask.principal, &mart_id, live.clone())?;
     let response = router::query(&mart, live, &ask, body.into(), app.config.durable_wait).await?;
     Ok(response.map(|body| entry.until_sent(body)))
 }
 
 /// The id that the client chose, else a new one.
 pub(super) fn query_id(headers: &HeaderMap) -> Result<Uuid, ApiError> {
-    let Some(value) = headers.get(header::QUERY_ID) else { return Ok(Uuid::new_v4()) };
-    let parsed = value.to_str().ok().and_then(|text| text.parse().ok());
-    parsed.ok_or_else(|| ApiError::new(Code::Invalid, format!("the header `{}` wants a UUID", header::QUERY_ID)))
+    let id =
+        match headers.get(header::QUERY_ID) {
+            None => Uuid::new_v4(),
+            Some(value) => value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
+                ApiError::new(Code::Invalid, format!("the header `{}` wants a UUID", header::QUERY_ID))
+            })?,
+        };
+    visit::runs(id);
+    Ok(id)
 }
 
 fn passed_on(headers: &HeaderMap) -> Result<HeaderMap, ApiError> {

@@ -27,7 +27,7 @@ pub(super) async fn open(
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    let who = Who { role: caller.role_in(&id.tenant)?, principal: caller.id };
+    let who = Who { role: caller.role_in(&id)?, principal: caller.id };
     let body = read_body(body).await?;
     if !body.trim_ascii().is_empty() {
         let NewSession {} = parse_object(&body)?;
@@ -48,7 +48,7 @@ pub(super) async fn close(
     Path((tenant, mart, session)): Path<(String, String, String)>,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    let who = Who { role: caller.role_in(&id.tenant)?, principal: caller.id };
+    let who = Who { role: caller.role_in(&id)?, principal: caller.id };
     let session: Uuid = session
         .parse()
         .map_err(|_| ApiError::new(Code::NotFound, "no such session").hint("it may have ended already"))?;

@@ -80,7 +80,7 @@ pub(super) async fn retention(
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    caller.require_admin_of(&id.tenant)?;
+    caller.require_admin_of(&id)?;
     let Retention { days } = read_json(body).await?;
     if days.is_some_and(|days| !days.is_finite() || !(0.0..=MOST_DAYS).contains(&days)) {
         return Err(ApiError::new(Code::Invalid, "`days` is a number from 0 to 36500, or null"));
@@ -114,7 +114,7 @@ pub(super) async fn sweep(
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    caller.require_admin_of(&id.tenant)?;
+    caller.require_admin_of(&id)?;
     let SweepRequest { dry_run } = read_json(body).await?;
     app.sweep(&id, dry_run).await.map(json)
 }

@@ -68,7 +68,7 @@ pub(super) async fn load(
     let id = query_id(&headers)?;
     let loaded = async {
         let mart_id = mart_id(&tenant, &mart)?;
-        let role = caller.role_in(&mart_id.tenant)?;
+        let role = caller.role_in(&mart_id)?;
         if role == Role::Reader {
             return Err(ApiError::new(Code::Forbidden, "a reader may not load data")
                 .hint("ask for a token with the role `writer`"));
@@ -97,7 +97,7 @@ pub(super) async fn load(
             mart.writers_may_pass().await;
         }
         let live = mart.live().await?;
-        let entry = app.running.add(id, &ask.principal, live.clone())?;
+        let entry = app.running.add(id, &ask.principal, &mart_id, live.clone())?;
         let response = router::query(&mart, live, &ask, body, app.config.durable_wait).await?;
         Ok(response.map(|body| entry.until_sent(body)))
     };

@@ -10,7 +10,7 @@ use super::{Caller, Shared, json, read_json};
 use crate::clock;
 use crate::control::TenantEntry;
 use crate::error::{ApiError, Code};
-use crate::names::Tenant;
+use crate::names::{MartId, Tenant};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,11 +20,17 @@ struct NewTenant {
 
 pub(super) async fn list(State(app): State<Shared>, Caller(caller): Caller) -> Response {
     let state = app.control.state();
+    let reached = |name: &Tenant, tenant: &TenantEntry| {
+        let marts = tenant.marts.keys();
+        marts.filter(|mart| caller.role_in(&MartId { tenant: name.clone(), mart: (*mart).clone() }).is_ok()).count()
+    };
     let tenants: Vec<_> = state
         .tenants
         .iter()
-        .filter(|(name, _)| caller.role_in(name).is_ok())
-        .map(|(name, tenant)| json!({"name": name, "created": clock::rfc3339(tenant.created_us), "marts": tenant.marts.len()}))
+        .filter(|(name, _)| caller.enter(name).is_ok())
+        .map(|(name, tenant)| {
+            json!({"name": name, "created": clock::rfc3339(tenant.created_us), "marts": reached(name, tenant)})
+        })
         .collect();
     json(json!({ "tenants": tenants }))
 }

@@ -24,7 +24,7 @@ pub(super) async fn verify(
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = mart_id(&tenant, &mart)?;
-    caller.require_admin_of(&id.tenant)?;
+    caller.require_admin_of(&id)?;
     let Wanted { repair, all, trial } = read_json(body).await?;
     let verified = app.verifier.verify(&id, app.known(&id).await?, Task { all, repair, trial }).await?;
     Ok(json(serde_json::to_value(verified).map_err(|error| ApiError::internal("a report is JSON", error))?))

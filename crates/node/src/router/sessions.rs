@@ -39,6 +39,12 @@ pub async fn close_session(live: &Live, who: &Who, id: Uuid) -> Result<(), ApiEr
     tell(live, who, request(Method::DELETE, &format!("/sessions/{id}"), Bytes::new())).await
 }
 
+/// Closes all sessions of a principal that may not be here any more, and stops all its queries.
+pub async fn end_principal(live: &Live, principal: &str) -> Result<(), ApiError> {
+    let who = Who { principal: principal.to_owned(), role: Role::Reader };
+    tell(live, &who, request(Method::DELETE, "/principal", Bytes::new())).await
+}
+
 async fn tell(live: &Live, who: &Who, mut request: Request<axum::body::Body>) -> Result<(), ApiError> {
     identify(request.headers_mut(), &who.principal, who.role);
     let told = tokio::time::timeout(DEADLINE, async {

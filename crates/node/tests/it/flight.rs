@@ -1,6 +1,6 @@
 //! Flight SQL as clients in other languages can't see it well: broken streams and connections, tickets of others, what runs how often.
 
-mod client;
+pub mod client;
 mod damage;
 
 use std::sync::Arc;

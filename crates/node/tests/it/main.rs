@@ -9,6 +9,7 @@ mod durability;
 mod flight;
 mod gateway;
 mod history;
+mod identity;
 mod kills;
 mod loads;
 mod loss;

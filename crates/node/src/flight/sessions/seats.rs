@@ -172,6 +172,16 @@ impl Sessions {
         inner.transactions.retain(|_, transaction| transaction.seat.bound || transaction.seat.idle_for() < IDLE);
     }
 
+    /// Takes everything away from those who may not be here any more. Their sessions are dropped outside of the lock, which closes them.
+    pub(in crate::flight) fn forget(&self, gone: &HashSet<String>) {
+        let mut inner = self.inner();
+        let transactions: Vec<_> = inner.transactions.extract_if(|_, open| gone.contains(&open.key.0)).collect();
+        let places: Vec<_> = inner.places.extract_if(|(principal, ..), _| gone.contains(principal)).collect();
+        inner.watched.retain(|(principal, ..)| !gone.contains(principal));
+        drop(inner);
+        drop((transactions, places));
+    }
+
     /// Takes everything away from a place.
     pub(super) fn take(&self, key: &Key) -> Vec<Arc<Life>> {
         let mut inner = self.inner();

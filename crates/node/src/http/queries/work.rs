@@ -77,7 +77,7 @@ async fn stop(
 async fn keep_rows(app: &App, checked: &Checked) -> Result<End, ApiError> {
     let mart = app.mart(&checked.mart).await?;
     let live = mart.live().await?;
-    let _entry = app.running.add(checked.ask.id, &checked.ask.principal, live.clone())?;
+    let _entry = app.running.add(checked.ask.id, &checked.ask.principal, &checked.mart, live.clone())?;
     let who = Who { principal: checked.ask.principal.clone(), role: checked.ask.role };
     let session = router::open_session(&live, &who).await?;
     let live_until = Arc::downgrade(&live);

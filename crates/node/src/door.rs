@@ -1,0 +1,168 @@
+//! The one door: every request, HTTP or Flight, passes here before anything of it is read. Here it is found out who sends it, it is
+//! registered so that it ends when its sender has to go, and its line in the audit log is written when it has ended.
+//!
+//! Refusing is left to the handlers, which know how their clients want to be told: they ask `auth::who`.
+//!
+//! **Invariant:** authentication happens nowhere else but in Flight's handshake, whose token may come in its message.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use engine::wire::header;
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use percent_encoding::percent_decode_str;
+
+use crate::app::App;
+use crate::audit::Record;
+use crate::audit::action::{action, is_administration, is_flight, route};
+use crate::auth::{Admission, Principal, Refused, Shown};
+use crate::connection::ConnectionId;
+use crate::error::{ApiError, Code, Outcome};
+use crate::flight;
+use crate::names::{MartId, Tenant};
+use crate::visit::{self, Answer, Cut, Ended, Guest, Visit};
+
+/// Marks a request that another node has sent on.
+const FORWARDED: HeaderName = HeaderName::from_static("tarn-forwarded");
+
+/// Lets a request through, with what is known of its sender.
+pub async fn enter(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    // What nobody can be asked about: there is nothing there, or it is open to all. A handler that asks gets no answer.
+    let Some(route) = route(request.uri().path()) else { return next.run(request).await };
+    let path = route.as_str();
+    let grpc = is_flight(path);
+    let place = match app.audit.place() {
+        Ok(place) => place,
+        Err(error) if grpc => return flight::refusal(error),
+        Err(error) => return error.request_id(uuid::Uuid::new_v4()).into_response(),
+    };
+    let connection = request.extensions().get::<ConnectionId>();
+    let peer = connection.map(|connection| connection.peer);
+    let called = request.uri().path();
+    let mut record = Record::begin(action(request.method(), path, called), peer, is_forwarded(request.headers()));
+    let visit = Arc::new(Visit::new(app.control.state(), app.audit.keeps()));
+    if path.starts_with("/v1/tenants/{tenant}") {
+        about(&visit, called);
+    }
+    let shown = if grpc { Shown::of_flight(request.headers()) } else { Shown::bearer(request.headers()) };
+    // A handshake's token may come in its message; then the service asks for it.
+    let asks_later = grpc && shown.is_none() && called.ends_with("/Handshake");
+    let mut guest = None;
+    if !asks_later {
+        let admitted = admit(&app, shown.as_ref(), peer, &visit).await;
+        let (admission, stays) = match admitted {
+            // Whoever ends others' stays is not ended by that.
+            Ok((principal, stays)) => (Ok(principal), Some(stays).filter(|_| !is_administration(path))),
+            Err(error) => (Err(error), None),
+        };
+        guest = stays;
+        request.extensions_mut().insert(Admission(admission));
+    }
+    let reads = request.method() == Method::GET;
+    let mut response = tokio::select! {
+        biased;
+        why = visit.is_cut() => cut(why, grpc, reads),
+        response = visit.scope(next.run(request)) => response,
+    };
+    let noted = visit.noted();
+    if let Some(seconds) = noted.retry_after {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    let text = |name: &'static str| response.headers().get(name).and_then(|value| value.to_str().ok());
+    record.rows = text(header::CHANGED_ROWS).and_then(|rows| rows.parse().ok());
+    if let (None, Some(id)) = (noted.query, text(header::QUERY_ID).and_then(|id| id.parse().ok())) {
+        visit.note(|noted| noted.query = Some(id));
+    }
+    let failed = failure(&response, grpc);
+    let over = {
+        let visit = visit.clone();
+        move |ended: Ended, bytes: u64| {
+            record.bytes = bytes;
+            record.outcome = failed.unwrap_or_else(|| word(ended));
+            if record.end(&visit) {
+                app.audit.write(&record, place);
+            }
+        }
+    };
+    response.map(|body| Body::new(Answer::new(body, visit, grpc, guest, Box::new(over))))
+}
+
+/// Finds out who shows this, and registers the visit as theirs. Flight's handshake asks here too.
+pub async fn admit(
+    app: &App,
+    shown: Option<&Shown>,
+    peer: Option<SocketAddr>,
+    visit: &Arc<Visit>,
+) -> Result<(Arc<Principal>, Guest), ApiError> {
+    let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+    match app.identity.admit(shown, address, &app.control.state()).await {
+        Ok(principal) => {
+            visit.note(|noted| noted.principal = Some(principal.clone()));
+            let guest = app.guests.enter(visit.clone(), &principal);
+            // Between the look and the entry it may have been revoked, which nobody would tell this visit any more.
+            if app.may_stay(&principal) {
+                return Ok((principal, guest));
+            }
+            visit.note(|noted| noted.refused = Some("revoked"));
+            Err(crate::auth::unknown())
+        }
+        Err(Refused { error, why, failed }) => {
+            visit.note(|noted| {
+                (noted.refused, noted.untold, noted.repeated) = (Some(why.words()), failed.untold, failed.repeated);
+                noted.retry_after = failed.retry_after.map(|after| after.as_secs().max(1));
+            });
+            Err(error)
+        }
+    }
+}
+
+/// What is asked about, by the path.
+fn about(visit: &Visit, path: &str) {
+    // As the router reads them.
+    let mut parts = path.split('/').skip(3).map(|part| percent_decode_str(part).decode_utf8_lossy());
+    let tenant: Option<Tenant> = parts.next().and_then(|name| name.parse().ok());
+    let mart = parts.nth(1).and_then(|name| name.parse().ok());
+    visit.note(|noted| {
+        noted.mart = tenant.clone().zip(mart).map(|(tenant, mart)| MartId { tenant, mart });
+        noted.tenant = tenant;
+    });
+}
+
+fn is_forwarded(headers: &HeaderMap) -> bool {
+    headers.contains_key(FORWARDED)
+}
+
+/// What a client is told whose request was ended before it had an answer.
+fn cut(why: Cut, grpc: bool, reads: bool) -> Response {
+    let error = why.error().outcome(if reads { Outcome::None } else { Outcome::Unknown });
+    if grpc { flight::refusal(error) } else { error.request_id(uuid::Uuid::new_v4()).into_response() }
+}
+
+/// The word for an answer that is a refusal from its head on.
+fn failure(response: &Response, grpc: bool) -> Option<String> {
+    if let Some(code) = response.extensions().get::<Code>() {
+        return Some(code.word());
+    }
+    if grpc && let Some(word) = visit::status(response.headers()) {
+        return Some(word.unwrap_or_else(|| Code::Invalid.word()));
+    }
+    // Another node's, whose words were passed on.
+    let status = response.status();
+    let of_status = Code::ALL.into_iter().find(|code| code.status() == status);
+    (!status.is_success()).then(|| of_status.unwrap_or(Code::Invalid).word())
+}
+
+/// The word for how an answer ended that had begun well.
+fn word(ended: Ended) -> String {
+    match ended {
+        Ended::Whole => "ok".into(),
+        Ended::Broken(code) => code.word(),
+        Ended::Status(word) => word.unwrap_or_else(|| Code::Internal.word()),
+        Ended::Left => Code::Cancelled.word(),
+    }
+}
