@@ -1,10 +1,12 @@
-//! What a node tells an engine at its start: one JSON object on standard input.
+//! What a node tells an engine at its start: one JSON object (see `handover`).
 //!
 //! The engine reads no environment and no file for its configuration. Secrets in here are worth nothing outside the node's gateway.
 
-use std::{fmt, os::fd::RawFd, path::PathBuf};
+use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::walls::Wall;
 
 /// Everything an engine needs to open one mart.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,13 +33,9 @@ pub struct EngineConfig {
     /// The node's S3 gateway; without it there is no `s3://`.
     #[serde(default)]
     pub gateway: Option<GatewayConfig>,
-    /// The inherited, listening unix socket.
-    pub listen_fd: RawFd,
-    /// The inherited end of a socket pair; at its end of file the process ends at once.
-    pub life_fd: RawFd,
-    /// The inherited lock on the mart; only kept open.
+    /// Walls without which the engine must not run.
     #[serde(default)]
-    pub lock_fd: Option<RawFd>,
+    pub required_walls: Vec<Wall>,
     /// Queries that may run at once; more wait.
     #[serde(default = "default_max_queries")]
     pub max_queries: usize,

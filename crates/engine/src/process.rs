@@ -6,11 +6,13 @@
 mod memory;
 
 use std::{
+    fs,
     io::{self, Read},
     os::{
-        fd::{FromRawFd, RawFd},
+        fd::FromRawFd,
         unix::net::{UnixListener, UnixStream},
     },
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     thread,
@@ -24,9 +26,11 @@ use crate::{
     compact::{self, CompactError, Limits},
     config::EngineConfig,
     exec::Engine,
+    handover::{self, Hello},
     open,
     queries::Queries,
     server::Server,
+    walls::{self, First, Ground, Report},
     wire::exit,
 };
 
@@ -35,25 +39,38 @@ unsafe extern "C" {
     fn _exit(code: i32) -> !;
 }
 
-const USAGE: &str = "usage: tarn engine (configuration on standard input) | tarn engine --fold FILE | \
-    tarn engine --compact FROM TO [--memory BYTES] [--threads N] | tarn engine --check FILE [--memory BYTES] [--threads N] | \
+const USAGE: &str = "usage: tarn engine (started by a node) | tarn engine --fold FILE | \
+    tarn engine --walls DIR | tarn engine --compact FROM TO [--memory BYTES] [--threads N] | tarn engine --check FILE [--memory BYTES] [--threads N] | \
     tarn engine --diff FROM TO [--memory BYTES] [--threads N]";
 
 /// Runs `tarn engine`: it serves a mart, or does one thing with plain copies of one and ends. What it found it then prints as a line
-/// of JSON on standard output.
-pub fn main(args: impl Iterator<Item = String>) -> ExitCode {
+/// of JSON on standard output. `ready` is called once the walls are up, when threads may begin.
+pub fn main(args: impl Iterator<Item = String>, ready: fn()) -> ExitCode {
     let args: Vec<String> = args.collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args.as_slice() {
-        [] => serve(),
-        ["--fold", file] => open::fold(file.as_ref()).map_err(|error| error.to_string()),
+        [] => serve(ready),
+        ["--walls", dir] => {
+            let report = wall_in(&[&format!("{dir}/x")]);
+            println!("{}", serde_json::to_string(&report).expect("plain structs have a JSON form"));
+            Ok(())
+        }
+        ["--fold", file] => {
+            wall_in(&[file]);
+            open::fold(file.as_ref()).map_err(|error| error.to_string())
+        }
         ["--compact", from, to, flags @ ..] => {
+            wall_in(&[from, to]);
             limits(flags).and_then(|limits| said(compact::compact(from.as_ref(), to.as_ref(), limits)))
         }
         ["--diff", from, to, flags @ ..] => {
+            wall_in(&[from, to]);
             limits(flags).and_then(|limits| said(compact::diff(from.as_ref(), to.as_ref(), limits)))
         }
-        ["--check", file, flags @ ..] => limits(flags).and_then(|limits| said(compact::check(file.as_ref(), limits))),
+        ["--check", file, flags @ ..] => {
+            wall_in(&[file]);
+            limits(flags).and_then(|limits| said(compact::check(file.as_ref(), limits)))
+        }
         _ => Err(USAGE.to_owned()),
     };
     match result {
@@ -85,12 +102,29 @@ fn limits(flags: &[&str]) -> Result<Limits, String> {
     Ok(limits)
 }
 
-fn serve() -> Result<(), String> {
-    let config = read_config().map_err(|error| format!("reading the configuration: {error}"))?;
-    watch_life(config.life_fd).map_err(|error| format!("watching the node: {error}"))?;
+fn serve(ready: fn()) -> Result<(), String> {
+    walls::close_descriptors(handover::KEPT);
+    let First { report, door } = walls::first(true);
+    let hello = Hello { report };
+    let talk = io::stdin();
+    let begun =
+        handover::introduce(&talk, &hello, door).map_err(|error| format!("reading the configuration: {error}"))?;
+    // The lock on the mart is only kept open.
+    let Some((config, _lock)) = begun else { end(exit::ORPHAN) };
     memory::limit_damage();
-    // SAFETY: the node opened this listener for us and nothing else in this process uses the descriptor.
-    let listener = unsafe { UnixListener::from_raw_fd(config.listen_fd) };
+    let status = memory::Status::open().map_err(|error| format!("watching memory: {error}"))?;
+    let ground = ground(&config).map_err(|error| format!("making the mart's directories: {error}"))?;
+    let report = walls::second(hello.report, &ground);
+    for (wall, why) in report.lacking() {
+        if config.required_walls.contains(&wall) {
+            return Err(format!("the wall `{wall}` is required and does not stand: {why}"));
+        }
+    }
+    ready();
+    // SAFETY: the node made both descriptors for us and nothing else in this process uses them.
+    let (life, listener) =
+        unsafe { (UnixStream::from_raw_fd(handover::LIFE), UnixListener::from_raw_fd(handover::LISTENER)) };
+    watch_life(life).map_err(|error| format!("watching the node: {error}"))?;
     let engine = match Engine::open(&config) {
         Ok(engine) => engine,
         Err(error) if config.view.is_some() && error.is_replay() => {
@@ -99,13 +133,31 @@ fn serve() -> Result<(), String> {
         }
         Err(error) => return Err(format!("opening the mart: {error}")),
     };
-    memory::watch(config.memory_limit_bytes, engine.queries.clone())
+    memory::watch(status, config.memory_limit_bytes, engine.queries.clone())
         .map_err(|error| format!("watching memory: {error}"))?;
     watch_queries(engine.queries.clone(), Duration::from_millis(config.deaf_ms))
         .map_err(|error| format!("starting a thread: {error}"))?;
     let server = Server::new(engine, config.max_queries);
     let code = run(server, listener).map_err(|error| format!("serving: {error}"))?;
     end(code)
+}
+
+/// What the engine of a mart touches.
+fn ground(config: &EngineConfig) -> io::Result<Ground> {
+    let files = config.db_path.parent().map(Path::to_owned);
+    let own: Vec<PathBuf> = files.into_iter().chain([config.temp_dir.clone(), config.home_dir.clone()]).collect();
+    for dir in &own {
+        fs::create_dir_all(dir)?;
+    }
+    let port = config.gateway.as_ref().and_then(|gateway| gateway.endpoint.rsplit_once(':')?.1.parse().ok());
+    Ok(Ground { own, read: config.httpfs_path.iter().cloned().collect(), port })
+}
+
+/// The same walls around work on plain files, without any way out.
+fn wall_in(paths: &[&str]) -> Report {
+    walls::close_descriptors(3);
+    let own = paths.iter().filter_map(|path| Path::new(path).parent().map(Path::to_owned)).collect();
+    walls::second(walls::first(false).report, &Ground { own, ..Ground::default() })
 }
 
 fn run(server: Arc<Server>, listener: UnixListener) -> io::Result<i32> {
@@ -121,16 +173,8 @@ fn run(server: Arc<Server>, listener: UnixListener) -> io::Result<i32> {
     })
 }
 
-fn read_config() -> io::Result<EngineConfig> {
-    let mut text = String::new();
-    io::stdin().read_to_string(&mut text)?;
-    serde_json::from_str(&text).map_err(io::Error::other)
-}
-
 /// Ends the process as soon as the node's end of the socket pair is closed, also while DuckDB is deaf.
-fn watch_life(fd: RawFd) -> io::Result<()> {
-    // SAFETY: the node made this descriptor for us and nothing else in this process uses it.
-    let mut life = unsafe { UnixStream::from_raw_fd(fd) };
+fn watch_life(mut life: UnixStream) -> io::Result<()> {
     life.set_nonblocking(false)?;
     thread::Builder::new().name("life".into()).spawn(move || {
         let mut byte = [0];

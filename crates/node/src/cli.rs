@@ -95,12 +95,13 @@ enum Command {
     Doctor(doctor::Args),
 }
 
-/// Runs the command line of this process.
-pub fn main() -> ExitCode {
+/// Runs the command line of this process. `ready` is called once threads may begin, which in an engine is when its walls are up.
+pub fn main(ready: fn()) -> ExitCode {
     let mut words = std::env::args().skip(1);
     if words.next().as_deref() == Some("engine") {
-        return engine(words);
+        return engine(words, ready);
     }
+    ready();
     let ran = match Cli::parse().command {
         Command::Serve(settings) => serve::run(&settings),
         Command::Query(args) => client::block_on(query::run(args)),
@@ -133,7 +134,7 @@ pub fn main() -> ExitCode {
 }
 
 /// The process that runs one mart's DuckDB, started by `serve` and by nobody else: no flag, no help.
-fn engine(words: impl Iterator<Item = String>) -> ExitCode {
+fn engine(words: impl Iterator<Item = String>, ready: fn()) -> ExitCode {
     tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false).with_writer(std::io::stderr).init();
-    engine::process::main(words)
+    engine::process::main(words, ready)
 }

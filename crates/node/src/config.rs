@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use engine::walls::Wall;
 use figment::providers::{Format, Toml};
 
 pub use identity::{AuditConfig, AuditSql, AuditTo, Oidc};
@@ -109,6 +110,8 @@ pub struct EngineLimits {
     pub session_idle: Duration,
     /// An idle session's transaction is rolled back after so long.
     pub transaction_idle: Duration,
+    /// Walls without which neither the node nor an engine starts.
+    pub required_walls: Vec<Wall>,
     /// The httpfs extension, if it was found.
     pub httpfs: Option<PathBuf>,
 }
@@ -310,8 +313,20 @@ fn engine(layers: &Layers) -> Result<EngineLimits, ConfigError> {
         max_queries,
         session_idle: Duration::from_millis(layers.parse("session_idle_ms")?),
         transaction_idle: Duration::from_millis(layers.parse("transaction_idle_ms")?),
+        required_walls: required_walls(&layers.text("require_walls"))?,
         httpfs: httpfs(layers),
     })
+}
+
+fn required_walls(text: &str) -> Result<Vec<Wall>, ConfigError> {
+    match text.trim() {
+        "none" => Ok(Vec::new()),
+        "all" => Ok(Wall::ALL.to_vec()),
+        names => names
+            .split(',')
+            .map(|name| name.trim().parse().map_err(|error| ConfigError::of("require_walls", error)))
+            .collect(),
+    }
 }
 
 /// The httpfs extension: where the setting says, beside the binary, or where the build found DuckDB.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use engine::config::{GatewayConfig, ViewConfig};
+use engine::config::ViewConfig;
 use replica::names;
 use replica::view::View;
 use tokio::sync::OnceCell;
@@ -24,7 +24,7 @@ use crate::names::MartId;
 use crate::orders::refused;
 use crate::past::{At, Past, parse_at};
 use crate::pins::Pin;
-use crate::supervisor::{Launch, MartLock, REPLAY, SpawnError};
+use crate::supervisor::{Blank, Launch, MartLock, REPLAY, SpawnError};
 use crate::watcher::Live;
 
 /// Below the state directory.
@@ -231,37 +231,29 @@ impl Followers {
         };
         let place = Place::make(&self.ground.state_dir).map_err(|error| trouble(&error))?;
         let lock = MartLock::acquire(&place.0).await.map_err(|error| trouble(&error))?;
-        let grant = self.ground.gateway.grant_past(id, view.clone())?;
         let position = past.position;
-        let gateway = GatewayConfig {
-            endpoint: self.ground.gateway.addr().to_string(),
-            key_id: grant.key_id.clone(),
-            secret: grant.secret.clone(),
-            scopes: grant.scopes.clone(),
-            region: gateway::REGION.into(),
-        };
-        let launch = |view| Launch {
-            id,
-            dir: &place.0,
-            lock: &lock,
-            limits: &self.ground.limits,
-            gateway: Some(gateway.clone()),
-            view,
+        let launch = async |in_place| {
+            let mut blank = Blank::spawn(&self.ground.sockets).await?;
+            let grant = self.ground.gateway.grant_past(blank.door()?, id, view.clone())?;
+            let gateway = Some(grant.config());
+            let launch =
+                Launch { id, dir: &place.0, lock: &lock, limits: &self.ground.limits, gateway, view: in_place };
+            Ok::<_, SpawnError>((launch.start(blank).await?, grant))
         };
         let in_place = ViewConfig {
             url: format!("s3://{}/{}", gateway::past::BUCKET, gateway::past::KEY),
             iteration: position.iteration,
             wal_bytes: position.wal_bytes,
         };
-        let engine = match launch(Some(in_place)).start(&self.ground.sockets).await {
+        let started = match launch(Some(in_place)).await {
             // Its log builds an index, for which DuckDB wants to write: into a copy that nobody else sees.
             Err(SpawnError::Ended(REPLAY)) => {
                 replica.copy(past, &place.0).await.map_err(|error| refused(&error))?;
-                launch(None).start(&self.ground.sockets).await
+                launch(None).await
             }
             started => started,
         };
-        let engine = engine.map_err(|error| trouble(&error))?;
+        let (engine, grant) = started.map_err(|error| trouble(&error))?;
         let live = Arc::new(Live { engine, epoch: position.epoch, dir: place.0.clone() });
         Ok(Arc::new(Follower {
             live,

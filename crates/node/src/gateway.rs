@@ -1,4 +1,4 @@
-//! The gateway: S3 on loopback, the only way from an engine to `s3://`.
+//! The gateway: S3 on a listener of each engine's own, the only way from an engine to `s3://`.
 //!
 //! Engines speak S3 to it with keys made for one spawn; it speaks to the buckets through [`crate::stores`], with credentials
 //! that engines never see. It decides who may do what where, counts bytes, and hides the replica's objects. It does not
@@ -7,7 +7,8 @@
 //! A request passes [`edge`] (is this plain S3 for us?), the signature check, [`grants`] (whose spawn is it, may it do that?)
 //! and ends in [`objects`], [`listing`] or [`uploads`].
 //!
-//! **Invariants:** every decision is made on the decoded key; nothing of a refused request reaches a store; an answer names
+//! **Invariants:** a key is good only through its engine's listener, which where the kernel allows it lies in that engine's own network
+//! namespace; every decision is made on the decoded key; nothing of a refused request reaches a store; an answer names
 //! no bucket, path, endpoint or key that the request did not name itself.
 
 mod body;
@@ -23,7 +24,7 @@ mod uploads;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use replica::view::View;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,7 +43,7 @@ pub use grants::Grant;
 pub use traffic::{Bytes as TrafficBytes, Direction};
 
 use crate::names::{Mart, MartId, Tenant};
-use crate::stores::{BucketStores, StoreError};
+use crate::stores::BucketStores;
 
 /// The region that engines sign for. The gateway has no regions; the signature wants one.
 pub const REGION: &str = "us-east-1";
@@ -55,17 +56,28 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A running gateway. Dropping it stops it at once; [`Gateway::shutdown`] lets answers end first.
 pub struct Gateway {
-    addr: SocketAddr,
     grants: Arc<grants::Grants>,
+    s3: S3Service,
+    places: Arc<Semaphore>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
+/// The way in of one engine: a listener that nobody else is meant to reach, and the one key that is good there.
+struct Door {
+    addr: SocketAddr,
+    key_id: KeyId,
+    s3: S3Service,
+    stop: CancellationToken,
+}
+
+/// In a request's extensions: the key whose engine it came from.
+#[derive(Clone, PartialEq, Eq)]
+struct KeyId(Arc<str>);
+
 impl Gateway {
-    /// Listens on a free port of the loopback address.
-    pub async fn start(stores: Arc<BucketStores>) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let addr = listener.local_addr()?;
+    /// Serves nobody yet: each engine gets a door of its own.
+    pub fn new(stores: Arc<BucketStores>) -> Self {
         let tasks = TaskTracker::new();
         let grants = Arc::new(grants::Grants::new(stores, tasks.clone()));
         let mut builder = S3ServiceBuilder::new(objects::Objects);
@@ -74,24 +86,29 @@ impl Gateway {
         let mut limits = S3Config::default();
         limits.xml_max_body_size = XML_BYTES;
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(limits))));
-        let gateway = Self { addr, grants, stop: CancellationToken::new(), tasks };
-        gateway.tasks.spawn(accept(listener, addr, builder.build(), gateway.stop.clone(), gateway.tasks.clone()));
-        Ok(gateway)
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        Self { grants, s3: builder.build(), places, stop: CancellationToken::new(), tasks }
     }
 
-    /// Where engines reach it: their S3 endpoint and their `http_proxy`.
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
-    }
-
-    /// Keys for one spawn of a mart's engine, good until the grant is dropped.
-    pub fn grant(&self, tenant: &Tenant, mart: &Mart) -> Result<Grant, StoreError> {
-        self.grants.issue(tenant, mart, None)
+    /// Keys for one spawn of a mart's engine, good until the grant is dropped, and only for what comes through `door`.
+    pub fn grant(&self, door: TcpListener, tenant: &Tenant, mart: &Mart) -> io::Result<Grant> {
+        self.open(door, tenant, mart, None)
     }
 
     /// The same for an engine on an earlier moment, which reads that moment's files here.
-    pub fn grant_past(&self, id: &MartId, view: Arc<View>) -> Result<Grant, StoreError> {
-        self.grants.issue(&id.tenant, &id.mart, Some(view))
+    pub fn grant_past(&self, door: TcpListener, id: &MartId, view: Arc<View>) -> io::Result<Grant> {
+        self.open(door, &id.tenant, &id.mart, Some(view))
+    }
+
+    fn open(&self, listener: TcpListener, tenant: &Tenant, mart: &Mart, view: Option<Arc<View>>) -> io::Result<Grant> {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let addr = listener.local_addr()?;
+        let stop = self.stop.child_token();
+        let grant = self.grants.issue(tenant, mart, view, addr, stop.clone());
+        let door = Door { addr, key_id: KeyId(grant.key_id.as_str().into()), s3: self.s3.clone(), stop };
+        self.tasks.spawn(accept(listener, Arc::new(door), self.places.clone(), self.tasks.clone()));
+        Ok(grant)
     }
 
     /// Bytes that passed, per tenant and direction, since the start.
@@ -114,13 +131,12 @@ impl Drop for Gateway {
     }
 }
 
-async fn accept(listener: TcpListener, addr: SocketAddr, s3: S3Service, stop: CancellationToken, tasks: TaskTracker) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+async fn accept(listener: tokio::net::TcpListener, door: Arc<Door>, places: Arc<Semaphore>, tasks: TaskTracker) {
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
+            () = door.stop.cancelled() => return,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -131,19 +147,20 @@ async fn accept(listener: TcpListener, addr: SocketAddr, s3: S3Service, stop: Ca
                 continue;
             }
         };
-        let (s3, stop) = (s3.clone(), stop.clone());
+        let door = door.clone();
         tasks.spawn(async move {
-            serve(stream, addr, s3, stop).await;
+            serve(stream, door).await;
             drop(place);
         });
     }
 }
 
-async fn serve(stream: TcpStream, addr: SocketAddr, s3: S3Service, stop: CancellationToken) {
+async fn serve(stream: TcpStream, door: Arc<Door>) {
     let _ = stream.set_nodelay(true);
+    let answering = door.clone();
     let service = service_fn(move |request| {
-        let s3 = s3.clone();
-        async move { Ok::<_, Infallible>(answer(request, addr, s3).await) }
+        let door = answering.clone();
+        async move { Ok::<_, Infallible>(answer(request, &door).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -152,7 +169,7 @@ async fn serve(stream: TcpStream, addr: SocketAddr, s3: S3Service, stop: Cancell
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
+        () = door.stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -162,13 +179,14 @@ async fn serve(stream: TcpStream, addr: SocketAddr, s3: S3Service, stop: Cancell
     }
 }
 
-async fn answer(request: http::Request<hyper::body::Incoming>, addr: SocketAddr, s3: S3Service) -> s3s::HttpResponse {
-    if let Err(refused) = edge::admit(&request, addr) {
+async fn answer(mut request: http::Request<hyper::body::Incoming>, door: &Door) -> s3s::HttpResponse {
+    if let Err(refused) = edge::admit(&request, door.addr) {
         tracing::debug!(method = %request.method(), reason = refused.reason(), "the gateway refused a request");
         return refused.answer();
     }
+    request.extensions_mut().insert(door.key_id.clone());
     let request = request.map(s3s::Body::from);
-    s3.call(request).await.unwrap_or_else(|error| {
+    door.s3.call(request).await.unwrap_or_else(|error| {
         tracing::warn!(?error, "the gateway failed to answer");
         errors::failed()
     })

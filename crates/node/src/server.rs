@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use engine::walls::Wall;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -46,7 +47,7 @@ use crate::revocation;
 use crate::running::Running;
 use crate::scratch;
 use crate::stores::BucketStores;
-use crate::supervisor::SocketDir;
+use crate::supervisor::{SocketDir, child};
 use crate::upkeep;
 use crate::verify::Verifier;
 
@@ -100,6 +101,14 @@ pub enum StartError {
     /// The object store is set up wrongly.
     #[error("the object store can't be used")]
     Store(#[from] crate::stores::StoreError),
+    /// The kernel lacks a wall that the configuration requires.
+    #[error("the wall `{wall}` is required and does not stand here: {why}; docs/security.md says what it needs")]
+    Wall {
+        /// Which.
+        wall: Wall,
+        /// What the kernel said.
+        why: String,
+    },
     /// The control store can't be read.
     #[error("the control store can't be read; `tarn doctor` checks it")]
     Control(#[from] crate::control::ControlError),
@@ -122,6 +131,7 @@ impl Server {
             .mode(PRIVATE)
             .create(state_dir.join("marts"))
             .map_err(system("can't make the directory of marts"))?;
+        look_at_walls(&state_dir.join("marts"), &config.engine.required_walls).await?;
         let (admin, admin_token) = match &config.admin_token {
             Some(token) => (Admin::new(token), None),
             None => Admin::keep_in(&state_dir).map_err(system("can't keep the admin token in the state directory"))?,
@@ -135,7 +145,7 @@ impl Server {
             state_dir: state_dir.clone(),
             cluster: Arc::new(cluster),
             stores: stores.clone(),
-            gateway: Gateway::start(stores).await.map_err(system("can't start the S3 gateway"))?,
+            gateway: Gateway::new(stores),
             sockets: SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?,
             limits: config.engine.clone(),
             checkpoints: config.checkpoints,
@@ -351,6 +361,21 @@ async fn publish_dev(app: Arc<App>, id: MartId, stop: CancellationToken) {
         }
     };
     publish::run(target, open, stop).await;
+}
+
+/// Says what the kernel lacks for engines' walls, and refuses to go on without what is required.
+async fn look_at_walls(dir: &Path, required: &[Wall]) -> Result<(), StartError> {
+    let report = child::walls(dir).await.map_err(system("can't build the walls around an engine"))?;
+    for (wall, why) in report.lacking() {
+        if required.contains(&wall) {
+            return Err(StartError::Wall { wall, why: why.to_owned() });
+        }
+        tracing::warn!(why, "the wall `{wall}` around engines does not stand here: {}", wall.gap());
+    }
+    if report.lacking().next().is_none() {
+        tracing::info!("all walls around engines stand");
+    }
+    Ok(())
 }
 
 fn lock(state_dir: &Path) -> Result<File, StartError> {

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use lock::MartLock;
 pub use socket::SocketDir;
-pub use spawn::{DEAF_MS, Launch, SpawnError};
+pub use spawn::{Blank, DEAF_MS, Launch, SpawnError};
 
 use crate::engine_client::EngineClient;
 use crate::names::MartId;

@@ -244,7 +244,7 @@ pub(crate) mod tests {
         let place = |name: &str| dir.path().join(name);
         let config = serde_json::json!({
             "db_path": place("mart.db"), "temp_dir": place("tmp"), "home_dir": place("home"), "memory_limit_bytes": 256 << 20,
-            "threads": 1, "max_temp_bytes": 1 << 30, "listen_fd": -1, "life_fd": -1,
+            "threads": 1, "max_temp_bytes": 1 << 30,
         });
         let config: EngineConfig = serde_json::from_value(config).expect("a configuration");
         let engine = Engine::open(&config).expect("opens");

@@ -1,6 +1,6 @@
 //! Keeps the process's memory near DuckDB's limit: some functions allocate far past it without asking.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc, thread, time::Duration};
 
 use crate::{queries::Queries, wire::exit};
 
@@ -20,14 +20,34 @@ pub(super) fn limit_damage() {
     let _ = std::fs::write("/proc/self/oom_score_adj", "900");
 }
 
+/// What the kernel says of this process, opened before the walls are up.
+pub(super) struct Status(File);
+
+impl Status {
+    pub(super) fn open() -> io::Result<Self> {
+        File::open("/proc/self/status").map(Self)
+    }
+
+    /// Resident memory without mapped files.
+    fn anonymous_bytes(&self) -> io::Result<u64> {
+        // Larger than the file; read from its start the kernel writes it anew.
+        let mut bytes = [0; 8 << 10];
+        let length = self.0.read_at(&mut bytes, 0)?;
+        let text = String::from_utf8_lossy(&bytes[..length]);
+        let line =
+            text.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse().ok());
+        line.map(|kilobytes: u64| kilobytes << 10).ok_or_else(|| io::Error::other("the kernel does not say"))
+    }
+}
+
 /// Stops stalled results when the process comes near `limit_bytes` and the margin, and ends it when it passes them.
-pub(super) fn watch(limit_bytes: u64, queries: Arc<Queries>) -> io::Result<()> {
+pub(super) fn watch(status: Status, limit_bytes: u64, queries: Arc<Queries>) -> io::Result<()> {
     let limit = limit_bytes.saturating_add(MARGIN_BYTES);
     let pressure = limit_bytes.saturating_add(PRESSURE_BYTES);
     thread::Builder::new().name("memory".into()).spawn(move || {
         loop {
             thread::sleep(LOOK);
-            let Ok(bytes) = anonymous_bytes() else { continue };
+            let Ok(bytes) = status.anonymous_bytes() else { continue };
             if bytes > limit {
                 eprintln!("engine: memory passed its limit by {} MB", MARGIN_BYTES >> 20);
                 super::end(exit::MEMORY);
@@ -48,22 +68,15 @@ pub(super) fn watch(limit_bytes: u64, queries: Arc<Queries>) -> io::Result<()> {
     Ok(())
 }
 
-/// Resident memory without mapped files.
-fn anonymous_bytes() -> io::Result<u64> {
-    let text = std::fs::read_to_string("/proc/self/status")?;
-    let kilobytes =
-        text.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kilobytes.map(|kilobytes| kilobytes << 10).ok_or_else(|| io::Error::other("the kernel does not say"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn memory_that_is_touched_counts() {
-        let before = anonymous_bytes().expect("readable");
+        let status = Status::open().expect("opens");
+        let before = status.anonymous_bytes().expect("readable");
         let touched = vec![1u8; 64 << 20];
-        assert!(anonymous_bytes().expect("readable") >= before + (48 << 20), "{}", touched.len());
+        assert!(status.anonymous_bytes().expect("readable") >= before + (48 << 20), "{}", touched.len());
     }
 }

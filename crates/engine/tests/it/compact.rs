@@ -346,7 +346,7 @@ fn what_can_t_be_copied_leaves_nothing_behind() {
 fn this_test_is_a_tool_when_asked_to_be() {
     if let Ok(args) = std::env::var("ENGINE_TEST_TOOL") {
         let args: Vec<String> = serde_json::from_str(&args).expect("a list");
-        let code = engine::process::main(args.into_iter());
+        let code = engine::process::main(args.into_iter(), || ());
         std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { 2 });
     }
 }

@@ -2,6 +2,7 @@
 
 mod commits;
 mod compact;
+mod escapes;
 mod faults;
 mod flight;
 mod hostile_loads;

@@ -1,9 +1,8 @@
 //! The engine as a process: how it starts, how it ends, and what it leaves.
 
 use std::{
-    io::Write,
     os::{
-        fd::AsRawFd,
+        fd::OwnedFd,
         unix::net::{UnixListener, UnixStream},
     },
     path::PathBuf,
@@ -11,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engine::wire::exit;
+use engine::{
+    handover::{self, Ends, Hello},
+    wire::exit,
+};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
@@ -29,22 +31,19 @@ impl Process {
         let socket = home.dir.path().join("socket");
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).expect("binds");
-        let (life, theirs) = UnixStream::pair().expect("a pair");
         let mut config = home.config();
-        config.memory_limit_bytes = memory_limit_bytes;
-        (config.listen_fd, config.life_fd, config.deaf_ms) = (listener.as_raw_fd(), theirs.as_raw_fd(), 2_000);
-        for fd in [rustix::fd::AsFd::as_fd(&listener), rustix::fd::AsFd::as_fd(&theirs)] {
-            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).expect("inheritable");
-        }
-        let mut child = Command::new(std::env::current_exe().expect("this test"))
+        (config.memory_limit_bytes, config.deaf_ms) = (memory_limit_bytes, 2_000);
+        let mut command = Command::new(std::env::current_exe().expect("this test"));
+        command
             .args(["--exact", "process::this_test_is_an_engine_when_asked_to_be", "--nocapture"])
             .env("ENGINE_TEST_PROCESS", "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("starts");
-        let config = serde_json::to_vec(&config).expect("has a JSON form");
-        child.stdin.take().expect("piped").write_all(&config).expect("reads its configuration");
+            .stdout(Stdio::null());
+        let Ends { talk, life } = handover::equip(&mut command, listener.into()).expect("descriptors are left");
+        let child = command.spawn().expect("starts");
+        drop(command);
+        handover::receive::<Hello>(&talk).expect("speaks").expect("says hello");
+        handover::send(&talk, &config, None::<OwnedFd>).expect("listens");
+        let life = UnixStream::from(life);
         Self { child, socket, life: Some(life) }
     }
 
@@ -86,7 +85,7 @@ impl Drop for Process {
 #[test]
 fn this_test_is_an_engine_when_asked_to_be() {
     if std::env::var_os("ENGINE_TEST_PROCESS").is_some() {
-        let _ = engine::process::main(std::iter::empty());
+        let _ = engine::process::main(std::iter::empty(), || ());
         std::process::exit(exit::OPEN);
     }
 }

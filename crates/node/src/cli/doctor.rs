@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use bytes::Bytes;
+use engine::walls::Wall;
 use futures::TryStreamExt;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode};
@@ -18,6 +19,7 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::names::Tenant;
 use crate::stores::{Bucket, BucketName, BucketStores, StoreConfig, Versioning};
+use crate::supervisor::child;
 
 const LITTLE_DISK_BYTES: u64 = 2 << 30;
 const FEW_FILES: u64 = 4096;
@@ -61,6 +63,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     check_state_dir(&config.state_dir, &mut report);
     check_machine(&config, &mut report);
     block_on(async {
+        check_walls(&config, &mut report).await;
         check_store(&config, &mut report).await;
         Ok(())
     })?;
@@ -146,6 +149,26 @@ fn check_machine(config: &Config, report: &mut Report) {
         (Verdict::Ok, "")
     };
     note(report, "open files", verdict, format!("limit {files}"), advice);
+}
+
+/// Builds the walls around a process as around an engine, and tells what does not stand.
+async fn check_walls(config: &Config, report: &mut Report) {
+    let walls = match child::walls(&config.state_dir).await {
+        Ok(walls) => walls,
+        Err(error) => return note(report, "walls", Verdict::Fail, error.to_string(), "engines can't start like this"),
+    };
+    for wall in Wall::ALL {
+        let what = format!("wall {wall}");
+        match walls.lacking().find(|(lacking, _)| *lacking == wall) {
+            None => note(report, what, Verdict::Ok, "stands", ""),
+            Some((_, why)) => {
+                let required = config.engine.required_walls.contains(&wall);
+                let verdict = if required { Verdict::Fail } else { Verdict::Warn };
+                let advice = format!("{}: docs/security.md says what it needs", wall.gap());
+                note(report, what, verdict, format!("does not stand: {why}"), &advice);
+            }
+        }
+    }
 }
 
 async fn check_store(config: &Config, report: &mut Report) {

@@ -7,21 +7,24 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use engine::config::GatewayConfig;
 use rand::RngCore;
 use replica::view::View;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Result};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::policy::{Access, Policy};
 use super::traffic::{Bytes, Direction, Traffic};
 use super::uploads::Uploads;
-use super::{errors, past};
+use super::{KeyId, errors, past};
 use crate::names::{Mart, Tenant};
-use crate::stores::{Bucket, BucketStores, StoreError};
+use crate::stores::{Bucket, BucketStores};
 
 /// An engine's keys. Dropping it revokes them.
 pub struct Grant {
@@ -29,9 +32,26 @@ pub struct Grant {
     pub key_id: String,
     /// Its secret: give it to the engine and to nobody else.
     pub secret: String,
+    /// Where its engine reaches the gateway: its S3 endpoint and its `http_proxy`.
+    pub addr: SocketAddr,
     /// The prefixes that the key is for, with their final `/`: what a DuckDB secret's SCOPE wants.
     pub scopes: Vec<String>,
     grants: Arc<Grants>,
+    /// Ends its listener and connections.
+    stop: CancellationToken,
+}
+
+impl Grant {
+    /// As the engine is told of it.
+    pub fn config(&self) -> GatewayConfig {
+        GatewayConfig {
+            endpoint: self.addr.to_string(),
+            key_id: self.key_id.clone(),
+            secret: self.secret.clone(),
+            scopes: self.scopes.clone(),
+            region: super::REGION.into(),
+        }
+    }
 }
 
 impl fmt::Debug for Grant {
@@ -42,6 +62,7 @@ impl fmt::Debug for Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
+        self.stop.cancel();
         self.grants.revoke(&self.key_id);
     }
 }
@@ -98,12 +119,16 @@ impl Grants {
         tenant: &Tenant,
         mart: &Mart,
         view: Option<Arc<View>>,
-    ) -> Result<Grant, StoreError> {
+        addr: SocketAddr,
+        stop: CancellationToken,
+    ) -> Grant {
         let buckets = self.stores.names_of(tenant);
         let scopes = [&buckets.raw, &buckets.processed, &buckets.analytics];
         let grant = Grant {
             key_id: format!("TARN{}", random_hex(10).to_uppercase()),
             secret: random_hex(32),
+            addr,
+            stop,
             scopes: scopes.iter().map(|bucket| format!("s3://{bucket}/")).collect(),
             grants: self.clone(),
         };
@@ -118,7 +143,7 @@ impl Grants {
             label: format!("{tenant}/{mart}"),
         };
         self.sessions().insert(grant.key_id.clone(), Arc::new(session));
-        Ok(grant)
+        grant
     }
 
     pub(super) fn traffic(&self) -> Vec<Bytes> {
@@ -177,6 +202,9 @@ impl S3Auth for Auth {
 impl S3Access for Auth {
     async fn check(&self, request: &mut S3AccessContext<'_>) -> S3Result<()> {
         let key_id = request.credentials().map(|credentials| credentials.access_key.clone());
+        let door = request.extensions_mut().get::<KeyId>().cloned();
+        // A key that came through another engine's door is as good as none.
+        let key_id = key_id.filter(|key_id| door.is_some_and(|door| *door.0 == **key_id));
         let session = key_id.and_then(|key_id| self.0.session(&key_id)).ok_or_else(errors::denied)?;
         let access = match request.s3_op().name() {
             "GetObject" | "HeadObject" => Access::Read,

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use engine::config::GatewayConfig;
 use replica::{Adopt, Error, How, MartReplica, Opened, Position, Shipper};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -32,7 +31,7 @@ use crate::names::MartId;
 use crate::orders::{Order, Reply, Swapped};
 use crate::replicator::{End, Feed, FeedError, Quiet, Replicator};
 use crate::stores::StoreError;
-use crate::supervisor::{Engine, Launch, MartLock, SpawnError};
+use crate::supervisor::{Blank, Engine, Launch, MartLock, SpawnError};
 use crate::watcher::{Live, Phase, Progress};
 
 /// Running queries have this long to end when their mart closes.
@@ -328,17 +327,12 @@ impl Life {
         dir: &std::path::Path,
         shipper: &mut Shipper,
     ) -> Result<(Arc<Live>, Feed, gateway::Grant), Trouble> {
-        let grant = self.ground.gateway.grant(&self.id.tenant, &self.id.mart)?;
-        let gateway = GatewayConfig {
-            endpoint: self.ground.gateway.addr().to_string(),
-            key_id: grant.key_id.clone(),
-            secret: grant.secret.clone(),
-            scopes: grant.scopes.clone(),
-            region: gateway::REGION.into(),
-        };
-        let launch =
-            Launch { id: &self.id, dir, lock, limits: &self.ground.limits, gateway: Some(gateway), view: None };
-        let engine = launch.start(&self.ground.sockets).await?;
+        let mut blank = Blank::spawn(&self.ground.sockets).await?;
+        let (door, gateway) = (blank.door().map_err(SpawnError::from)?, &self.ground.gateway);
+        let grant = gateway.grant(door, &self.id.tenant, &self.id.mart).map_err(SpawnError::from)?;
+        let gateway = Some(grant.config());
+        let launch = Launch { id: &self.id, dir, lock, limits: &self.ground.limits, gateway, view: None };
+        let engine = launch.start(blank).await?;
         match self.compare(&engine, shipper).await {
             Ok(feed) => Ok((Arc::new(Live { engine, epoch: shipper.epoch(), dir: dir.to_owned() }), feed, grant)),
             Err(trouble) => {

@@ -6,11 +6,19 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use engine::compact::{Checked, Compacted, TableDiff};
+use engine::walls::Report;
 use serde::de::DeserializeOwned;
 use tokio::process::Command;
 
 /// Far more than any database that fits a machine takes.
 const DEADLINE: Duration = Duration::from_secs(6 * 3600);
+/// Building walls takes milliseconds.
+const WALLS_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Which walls stand around an engine whose directory is `dir`: a process builds them and tells.
+pub async fn walls(dir: &Path) -> io::Result<Report> {
+    answer(&run(&["--walls".as_ref(), dir], WALLS_DEADLINE).await?)
+}
 
 /// Folds a copy's log into it.
 pub async fn fold(db: &Path, deadline: Duration) -> io::Result<()> {

@@ -1,16 +1,20 @@
-//! How an engine is started: its descriptors, its configuration on standard input, an empty environment.
+//! How an engine is started: first a blank one, which has its descriptors and half of its walls and waits; then its configuration.
+//!
+//! It gets an empty environment, and no descriptor but those of [`engine::handover`].
 
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use engine::config::{EngineConfig, GatewayConfig, ViewConfig};
+use engine::handover::{self, Hello};
 use engine::wire::Health;
-use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use tokio::process::Command;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
 
 use super::{Engine, MartLock, SocketDir, exit_reason};
 use crate::config::EngineLimits;
@@ -19,8 +23,10 @@ use crate::names::MartId;
 
 /// Opening replays the log, which takes a while after a large one.
 const OPEN_DEADLINE: Duration = Duration::from_secs(300);
+/// A process that has only to begin has this long.
+const HELLO_DEADLINE: Duration = Duration::from_secs(30);
 /// A query that ignores its interrupt for so long takes its engine with it.
-pub const DEAF_MS: u64 = 3_000;
+pub const DEAF_MS: u64 = 2_000;
 /// When memory runs out, the kernel ends engines before nodes.
 const OOM_SCORE: &str = "800";
 
@@ -36,6 +42,65 @@ pub enum SpawnError {
     /// It did not answer in time.
     #[error("the engine took too long to open the mart")]
     Slow,
+}
+
+/// An engine's process that knows no mart yet. Dropping it ends it.
+pub struct Blank {
+    child: Child,
+    talk: UnixStream,
+    life: OwnedFd,
+    socket: PathBuf,
+    door: Option<TcpListener>,
+}
+
+impl Blank {
+    /// Starts a process and waits until it is ready for its mart.
+    pub async fn spawn(sockets: &SocketDir) -> Result<Self, SpawnError> {
+        let (listener, socket) = sockets.listen()?;
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0("tarn")
+            .arg("engine")
+            .env_clear()
+            .current_dir("/")
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true);
+        let ends = handover::equip(command.as_std_mut(), listener.into())?;
+        let child = command.spawn()?;
+        // The node's copies of the engine's descriptors close with it: an engine's death must leave no listener behind.
+        drop(command);
+        if let Some(pid) = child.id() {
+            // Raising one's own chance is always allowed; where /proc is missing it does not matter.
+            let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
+        }
+        // It keeps messages apart, which a stream does not, but waits alike.
+        let talk = std::os::unix::net::UnixStream::from(ends.talk);
+        talk.set_nonblocking(true)?;
+        let talk = UnixStream::from_std(talk)?;
+        let hello = talk.async_io(Interest::READABLE, || handover::receive::<Hello>(&talk));
+        let (hello, door) = match tokio::time::timeout(HELLO_DEADLINE, hello).await {
+            Ok(Ok(Some(hello))) => hello,
+            Ok(Ok(None)) => return Err(SpawnError::Ended("unknown")),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(SpawnError::Slow),
+        };
+        tracing::debug!(pid = child.id(), lacking = hello.report.lacking().count(), "a blank engine waits");
+        Ok(Self { child, talk, life: ends.life, socket, door: door.map(TcpListener::from) })
+    }
+
+    /// The listener that this engine, and where it has a network namespace of its own nobody else, can connect to. Once.
+    pub fn door(&mut self) -> io::Result<TcpListener> {
+        match self.door.take() {
+            Some(door) => Ok(door),
+            None => TcpListener::bind((Ipv4Addr::LOCALHOST, 0)),
+        }
+    }
+
+    /// Whether it still waits.
+    pub fn waits(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
 }
 
 /// Everything needed to start the engine of one mart.
@@ -55,25 +120,16 @@ pub struct Launch<'a> {
 }
 
 impl Launch<'_> {
-    /// Starts the process and waits until it has opened the mart.
-    pub async fn start(self, sockets: &SocketDir) -> Result<Engine, SpawnError> {
-        let (listener, socket) = sockets.listen()?;
-        let (life, engines_life) =
-            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(io::Error::from)?;
+    /// Gives the process its mart and waits until it has opened it.
+    pub async fn start(self, blank: Blank) -> Result<Engine, SpawnError> {
+        let config = self.config()?;
         let lock = self.lock.share()?;
-        let config = self.config(listener.as_raw_fd(), engines_life.as_raw_fd(), lock.as_raw_fd())?;
-        let mut child = command(vec![OwnedFd::from(listener), engines_life, lock])?;
-        if let Some(pid) = child.id() {
+        if let Some(pid) = blank.child.id() {
             self.lock.record(pid)?;
-            // Raising one's own chance is always allowed; where /proc is missing it does not matter.
-            let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
         }
-        let stdin = child.stdin.take().expect("stdin was asked to be piped");
-        let mut stdin = std::fs::File::from(stdin.into_owned_fd()?);
-        // Smaller than a pipe's buffer, so it can't block.
-        stdin.write_all(&serde_json::to_vec(&config).expect("a configuration serialises"))?;
-        drop(stdin);
-
+        let Blank { child, talk, life, socket, door: _ } = blank;
+        talk.async_io(Interest::WRITABLE, || handover::send(&talk, &config, Some(&lock))).await?;
+        drop(lock);
         let engine = Engine::watch(self.id.clone(), child, EngineClient::new(socket), life);
         tokio::select! {
             health = engine.client.get::<Health>("/health") => match health {
@@ -88,7 +144,7 @@ impl Launch<'_> {
         }
     }
 
-    fn config(&self, listen_fd: RawFd, life_fd: RawFd, lock_fd: RawFd) -> io::Result<EngineConfig> {
+    fn config(&self) -> io::Result<EngineConfig> {
         let temp_dir = self.dir.join("temp");
         let home_dir = self.dir.join("home");
         for dir in [&temp_dir, &home_dir] {
@@ -104,9 +160,7 @@ impl Launch<'_> {
             httpfs_path: self.limits.httpfs.clone(),
             gateway: self.gateway.clone(),
             view: self.view.clone(),
-            listen_fd,
-            life_fd,
-            lock_fd: Some(lock_fd),
+            required_walls: self.limits.required_walls.clone(),
             max_queries: self.limits.max_queries,
             deaf_ms: DEAF_MS,
             session_idle_ms: millis(self.limits.session_idle),
@@ -117,28 +171,4 @@ impl Launch<'_> {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn command(inherited: Vec<OwnedFd>) -> io::Result<tokio::process::Child> {
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg0("tarn")
-        .arg("engine")
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(true);
-    // SAFETY: between fork and exec only `fcntl` is called, which is async-signal-safe, and nothing is allocated.
-    unsafe {
-        command.pre_exec(move || {
-            for fd in &inherited {
-                fcntl_setfd(fd, FdFlags::empty())?;
-            }
-            Ok(())
-        });
-    }
-    // The node's copies of the descriptors close with the command: an engine's death must leave no listener behind.
-    command.spawn()
 }

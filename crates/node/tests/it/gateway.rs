@@ -34,6 +34,11 @@ struct Place {
     _server: Option<SeaweedFs>,
 }
 
+/// Where an engine comes in that has no network namespace of its own.
+fn door() -> std::net::TcpListener {
+    std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).expect("loopback can be listened on")
+}
+
 impl Place {
     async fn on_files() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
@@ -52,9 +57,9 @@ impl Place {
 
     async fn over(stores: BucketStores) -> Self {
         let stores = Arc::new(stores);
-        let gateway = Gateway::start(stores.clone()).await.expect("loopback can be listened on");
+        let gateway = Gateway::new(stores.clone());
         let mart = "dev".parse().expect("a legal name");
-        let grant = gateway.grant(&tenant_named("default"), &mart).expect("a grant");
+        let grant = gateway.grant(door(), &tenant_named("default"), &mart).expect("a grant");
         Self { gateway, stores, grant, proxy: false, duckdb: Mutex::default(), _dir: None, _server: None }
     }
 
@@ -82,7 +87,7 @@ impl Place {
     fn settings(&self) -> serde_json::Value {
         json!({
             "httpfs": format!("{ROOT}/vendor/duckdb/ext/httpfs.duckdb_extension"),
-            "endpoint": self.gateway.addr().to_string(), "region": REGION, "proxy": self.proxy,
+            "endpoint": self.grant.addr.to_string(), "region": REGION, "proxy": self.proxy,
             "key_id": self.grant.key_id, "secret": self.grant.secret, "scopes": self.grant.scopes,
         })
     }
@@ -106,8 +111,7 @@ impl Place {
         target: &str,
         headers: &[(&str, &str)],
     ) -> (StatusCode, http::HeaderMap, String) {
-        let mut request =
-            http::Request::builder().method(method).uri(format!("http://{}{target}", self.gateway.addr()));
+        let mut request = http::Request::builder().method(method).uri(format!("http://{}{target}", self.grant.addr));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -274,7 +278,7 @@ async fn walls(place: &Place) {
     place.put("sm-default-analytics", "duckdb/m/secret.csv", "a\nHIDDEN\n").await;
     place.put("sm-acme-raw", "f.csv", "a\nFOREIGN\n").await;
     place.put("sm-default-raw", "f.csv", "a\n1\n").await;
-    let addr = place.gateway.addr();
+    let addr = place.grant.addr;
     let (key, secret) = (&place.grant.key_id, &place.grant.secret);
     let signed = format!("s3_endpoint={addr}&s3_access_key_id={key}&s3_secret_access_key={secret}&s3_use_ssl=false");
     let sql = [
@@ -364,7 +368,7 @@ async fn ranges_and_conditions_are_those_of_s3() {
 #[tokio::test]
 async fn a_proxy_for_the_rest_of_the_world_it_is_not() {
     let place = Place::on_files().await;
-    let addr = place.gateway.addr();
+    let addr = place.grant.addr;
     for head in [
         "CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443\r\n\r\n".to_owned(),
         format!("CONNECT {addr} HTTP/1.1\r\nhost: {addr}\r\n\r\n"),
@@ -426,12 +430,17 @@ async fn a_grant_ends_with_its_drop_and_its_unfinished_uploads_with_it() {
     assert_eq!(begun(), 1);
     let (key_id, secret) = (place.grant.key_id.clone(), place.grant.secret.clone());
     let mart = "dev".parse().expect("a legal name");
-    drop(std::mem::replace(&mut place.grant, place.gateway.grant(&tenant_named("default"), &mart).expect("another")));
+    drop(std::mem::replace(
+        &mut place.grant,
+        place.gateway.grant(door(), &tenant_named("default"), &mart).expect("another"),
+    ));
 
     let renewed = place.request(Method::GET, "/sm-default-raw/f", &[]).await;
     assert_eq!(renewed.0, StatusCode::OK);
-    let mut old =
-        std::mem::replace(&mut place.grant, place.gateway.grant(&tenant_named("acme"), &mart).expect("a third"));
+    let mut old = std::mem::replace(
+        &mut place.grant,
+        place.gateway.grant(door(), &tenant_named("acme"), &mart).expect("a third"),
+    );
     (old.key_id, old.secret) = (key_id, secret);
     let place = Place { grant: old, ..place };
     let (status, _, body) = place.request(Method::GET, "/sm-default-raw/f", &[]).await;
@@ -450,6 +459,19 @@ async fn a_request_with_another_secret_or_a_changed_target_is_refused() {
     let (status, _, body) = place.request(Method::GET, "/sm-default-raw/f", &[]).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "{body}");
     assert!(body.contains("SignatureDoesNotMatch"), "{body}");
+}
+
+#[tokio::test]
+async fn a_key_is_good_only_through_its_own_engine_s_door() {
+    let mut place = Place::on_files().await;
+    place.put("sm-default-raw", "f", "x").await;
+    let mart = "dev".parse().expect("a legal name");
+    let other = place.gateway.grant(door(), &tenant_named("default"), &mart).expect("another of the same mart");
+    let own = std::mem::replace(&mut place.grant.addr, other.addr);
+    let (status, _, body) = place.request(Method::GET, "/sm-default-raw/f", &[]).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{body}");
+    place.grant.addr = own;
+    assert_eq!(place.request(Method::GET, "/sm-default-raw/f", &[]).await.0, StatusCode::OK);
 }
 
 #[tokio::test]
