@@ -60,6 +60,7 @@ struct Health {
 }
 
 /// The right of one request to leave a line.
+#[derive(Default)]
 pub struct Place(Option<OwnedSemaphorePermit>);
 
 impl Audit {

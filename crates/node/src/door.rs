@@ -13,13 +13,13 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use engine::wire::header;
-use http::header::RETRY_AFTER;
+use http::header::{AUTHORIZATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use percent_encoding::percent_decode_str;
 
 use crate::app::App;
-use crate::audit::Record;
 use crate::audit::action::{action, is_administration, is_flight, route};
+use crate::audit::{Place, Record};
 use crate::auth::{Admission, Principal, Refused, Shown};
 use crate::connection::ConnectionId;
 use crate::error::{ApiError, Code, Outcome};
@@ -44,16 +44,21 @@ pub async fn enter(State(app): State<Arc<App>>, mut request: Request, next: Next
     let connection = request.extensions().get::<ConnectionId>();
     let peer = connection.map(|connection| connection.peer);
     let called = request.uri().path();
-    let mut record = Record::begin(action(request.method(), path, called), peer, is_forwarded(request.headers()));
+    let record = Record::begin(action(request.method(), path, called), is_forwarded(request.headers()));
     let visit = Arc::new(Visit::new(app.control.state(), app.audit.keeps()));
+    visit.note(|noted| noted.peer = peer);
+    let mut line = Line::new(app.clone(), visit.clone(), record, place);
     if path.starts_with("/v1/tenants/{tenant}") {
         about(&visit, called);
     }
     let shown = if grpc { Shown::of_flight(request.headers()) } else { Shown::bearer(request.headers()) };
     // A handshake's token may come in its message; then the service asks for it.
-    let asks_later = grpc && shown.is_none() && called.ends_with("/Handshake");
+    let asks_later = grpc && called.ends_with("/Handshake") && !request.headers().contains_key(AUTHORIZATION);
     let mut guest = None;
-    if !asks_later {
+    if asks_later {
+        // A stranger who says nothing leaves nothing behind.
+        visit.note(|noted| noted.untold = true);
+    } else {
         let admitted = admit(&app, shown.as_ref(), peer, &visit).await;
         let (admission, stays) = match admitted {
             // Whoever ends others' stays is not ended by that.
@@ -74,22 +79,54 @@ pub async fn enter(State(app): State<Arc<App>>, mut request: Request, next: Next
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     let text = |name: &'static str| response.headers().get(name).and_then(|value| value.to_str().ok());
-    record.rows = text(header::CHANGED_ROWS).and_then(|rows| rows.parse().ok());
+    line.rows(text(header::CHANGED_ROWS).and_then(|rows| rows.parse().ok()));
     if let (None, Some(id)) = (noted.query, text(header::QUERY_ID).and_then(|id| id.parse().ok())) {
         visit.note(|noted| noted.query = Some(id));
     }
     let failed = failure(&response, grpc);
-    let over = {
-        let visit = visit.clone();
-        move |ended: Ended, bytes: u64| {
-            record.bytes = bytes;
-            record.outcome = failed.unwrap_or_else(|| word(ended));
-            if record.end(&visit) {
-                app.audit.write(&record, place);
-            }
-        }
-    };
+    let over = move |ended: Ended, bytes: u64| line.end(failed.unwrap_or_else(|| word(ended)), bytes);
     response.map(|body| Body::new(Answer::new(body, visit, grpc, guest, Box::new(over))))
+}
+
+/// The line in the audit log of something that is under way. Dropped before its end, it says that it was cancelled: nobody leaves no
+/// trace by hanging up.
+pub struct Line {
+    app: Arc<App>,
+    visit: Arc<Visit>,
+    open: Option<(Record, Place)>,
+}
+
+impl Line {
+    /// Of what has just begun.
+    pub fn new(app: Arc<App>, visit: Arc<Visit>, record: Record, place: Place) -> Self {
+        Self { app, visit, open: Some((record, place)) }
+    }
+
+    /// So many rows were changed.
+    pub fn rows(&mut self, rows: Option<u64>) {
+        if let Some((record, _)) = &mut self.open {
+            record.rows = rows;
+        }
+    }
+
+    /// It has ended so, with so many bytes of an answer.
+    pub fn end(mut self, outcome: String, bytes: u64) {
+        self.write(outcome, bytes);
+    }
+
+    fn write(&mut self, outcome: String, bytes: u64) {
+        let Some((mut record, place)) = self.open.take() else { return };
+        (record.outcome, record.bytes) = (outcome, bytes);
+        if record.end(&self.visit) {
+            self.app.audit.write(&record, place);
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.write(Code::Cancelled.word(), 0);
+    }
 }
 
 /// Finds out who shows this, and registers the visit as theirs. Flight's handshake asks here too.
@@ -102,7 +139,7 @@ pub async fn admit(
     let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
     match app.identity.admit(shown, address, &app.control.state()).await {
         Ok(principal) => {
-            visit.note(|noted| noted.principal = Some(principal.clone()));
+            visit.note(|noted| (noted.principal, noted.untold) = (Some(principal.clone()), false));
             let guest = app.guests.enter(visit.clone(), &principal);
             // Between the look and the entry it may have been revoked, which nobody would tell this visit any more.
             if app.may_stay(&principal) {

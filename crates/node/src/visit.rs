@@ -9,6 +9,7 @@
 mod answer;
 pub mod guests;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use axum::body::Body;
@@ -66,6 +67,8 @@ pub enum Keeps {
 /// What is known of a visit by now.
 #[derive(Debug, Clone, Default)]
 pub struct Noted {
+    /// Where it comes from.
+    pub peer: Option<SocketAddr>,
     /// Whose it is.
     pub principal: Option<Arc<Principal>>,
     /// Why it is nobody's.

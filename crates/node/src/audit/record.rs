@@ -1,6 +1,5 @@
 //! One line of the audit log. `docs/access.md` tells what is in it; fields are added, never renamed.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -18,7 +17,6 @@ pub struct Record {
     started: Instant,
     took: Duration,
     action: String,
-    peer: Option<SocketAddr>,
     forwarded: bool,
     noted: Noted,
     /// The contract's word for what came of it.
@@ -72,13 +70,12 @@ pub(super) struct Shown<'a> {
 
 impl Record {
     /// Of a request that begins.
-    pub fn begin(action: String, peer: Option<SocketAddr>, forwarded: bool) -> Self {
+    pub fn begin(action: String, forwarded: bool) -> Self {
         Self {
             time_us: clock::now_us(),
             started: Instant::now(),
             took: Duration::ZERO,
             action,
-            peer,
             forwarded,
             noted: Noted::default(),
             outcome: "ok".into(),
@@ -120,7 +117,7 @@ impl Record {
             kind: noted.kind,
             sql: kept.filter(|_| sql == AuditSql::Text),
             sql_blake3: kept.filter(|_| sql == AuditSql::Hash),
-            peer: self.peer.map(|peer| peer.to_string()),
+            peer: noted.peer.map(|peer| peer.to_string()),
             forwarded: self.forwarded,
             duration_ms: (self.took.as_secs_f64() * 1e6).round() / 1e3,
             rows: self.rows,

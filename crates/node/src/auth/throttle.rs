@@ -17,7 +17,7 @@ use rand::RngCore;
 /// Failures of one address within a window that are answered as what they are.
 pub const MOST: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(60);
-/// 64 KiB of counters.
+/// 96 KiB of counters.
 const COUNTERS: usize = 4096;
 /// Failures of all addresses within a window that are written down one by one.
 const MOST_TOLD: u32 = 600;

@@ -126,9 +126,14 @@ impl FlightService for Service {
             false => {
                 // Nobody knows who it is yet: it may not take its time.
                 let first = tokio::time::timeout(FIRST_MESSAGE, messages.next()).await;
-                let first = first.ok().flatten().transpose()?.unwrap_or_default();
+                let (first, broken) = match first.ok().flatten().transpose() {
+                    Ok(first) => (first.unwrap_or_default(), None),
+                    Err(broken) => (HandshakeRequest::default(), Some(broken)),
+                };
                 headers = basic(&first.payload).unwrap_or_default();
-                self.introduced(&headers, &extensions).await.map_err(status)?
+                // A message that can't be read counts as a failure as well.
+                let principal = self.introduced(&headers, &extensions).await;
+                principal.map_err(|error| broken.unwrap_or_else(|| status(error)))?
             }
         };
         let shown = Shown::of_flight(&headers).ok_or_else(|| status(crate::auth::unknown()))?;

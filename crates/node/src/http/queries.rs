@@ -20,7 +20,9 @@ use uuid::Uuid;
 
 use super::query::{self, query_id};
 use super::{App, Caller, Shared, json, mart_id};
+use crate::audit::Record;
 use crate::clock;
+use crate::door::Line;
 use crate::error::{ApiError, Code};
 use crate::jobs::{End, Job, Rows, State as JobState};
 use crate::past::parse_at;
@@ -61,7 +63,18 @@ pub(super) async fn submit(
             return Err(ApiError::new(Code::Conflict, "a query with this id is running"));
         }
         let parts = app.clone();
-        app.jobs.submit(id, &caller.id, mart, move |job| work::run(parts, job, checked))
+        let line = visit::here().map(|visit| {
+            // One that can't be had now will be missed: what runs was let in already.
+            let place = app.audit.place().unwrap_or_default();
+            Line::new(app.clone(), visit, Record::begin("query.run".into(), false), place)
+        });
+        app.jobs.submit(id, &caller.id, mart, move |job| async move {
+            let end = work::run(parts, job, checked).await;
+            if let Some(line) = line {
+                line.end(outcome(&end), 0);
+            }
+            end
+        })
     };
     let job = accepted.await.map_err(|error: ApiError| error.request_id(id))?;
     let mut answer = json(describe(&app, &job).await);
@@ -257,6 +270,14 @@ async fn describe(app: &App, job: &Job) -> Value {
         told[name] = value;
     }
     told
+}
+
+/// The audit log's word for it.
+fn outcome(end: &End) -> String {
+    match end {
+        End::Rows(_) | End::Answer(_) => "ok".into(),
+        End::Failed(error) | End::Cancelled(error) => error.code.word(),
+    }
 }
 
 fn ascii(text: &str) -> HeaderValue {

@@ -95,6 +95,28 @@ async fn every_request_leaves_a_line_that_says_who_did_what_and_no_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_hangs_up_or_does_not_wait_is_in_it_too() {
+    let server = TestServer::start().await;
+    server.query("SELECT 1").await.rows();
+    let path = log_of(&server);
+    // No row comes before the end.
+    let slow = "SELECT count(*) FROM range(10000000000) AS t(i) WHERE i % 7 = 3";
+    let id = uuid::Uuid::new_v4().to_string();
+    let asked = super::query_request(&server, TOKEN, crate::server::DEV, slow).header("tarn-query-id", &id).send();
+    let waits = tokio::spawn(asked);
+    let shown = format!("/v1/queries/{id}");
+    while server.send(server.request(Method::GET, &shown)).await.status != StatusCode::OK {}
+    waits.abort();
+    let left = line(&path, |line| line["query"] == id.as_str() && line["action"] == "query").await;
+    assert_eq!((&left["outcome"], &left["kind"]), (&json!("cancelled"), &json!("read")), "{left}");
+
+    let sql = json!({"sql": "CREATE TABLE later(i INT)"});
+    let job = super::post(&server, "/v1/tenants/default/marts/dev/queries", sql).await;
+    let ran = line(&path, |line| line["action"] == "query.run").await;
+    assert_eq!((&ran["query"], &ran["outcome"], &ran["kind"]), (&job.body["id"], &json!("ok"), &json!("ddl")), "{ran}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sql_is_in_it_only_if_asked_for_and_a_moved_log_is_begun_anew() {
     let server = TestServer::start_with(&[("TARN_AUDIT_SQL", "hash")]).await;
     server.query("SELECT 42").await.rows();
