@@ -4,6 +4,7 @@
 //! Every end is abrupt (`_exit`): no checkpoint, no destructor of DuckDB. What is committed is in the log, and the next open finds it.
 
 mod memory;
+mod temp;
 
 use std::{
     fs,
@@ -135,6 +136,8 @@ fn serve(ready: fn()) -> Result<(), String> {
     };
     memory::watch(status, config.memory_limit_bytes, engine.queries.clone())
         .map_err(|error| format!("watching memory: {error}"))?;
+    temp::watch(config.temp_dir.clone(), config.max_temp_bytes)
+        .map_err(|error| format!("watching spill files: {error}"))?;
     watch_queries(engine.queries.clone(), Duration::from_millis(config.deaf_ms))
         .map_err(|error| format!("starting a thread: {error}"))?;
     let server = Server::new(engine, config.max_queries);

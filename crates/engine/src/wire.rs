@@ -380,6 +380,8 @@ pub mod exit {
     pub const MEMORY: i32 = 82;
     /// DuckDB declared the database invalid; reopening recovers it.
     pub const FATAL: i32 = 83;
+    /// Its spill files passed their quota by far.
+    pub const TEMP: i32 = 84;
 }
 
 #[cfg(test)]

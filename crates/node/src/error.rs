@@ -3,9 +3,11 @@
 //! The only place that maps codes to statuses. Messages are written for clients: no server path, key, endpoint or other
 //! tenant's name goes in; the source of a failure goes to the log where it is handled, never into a body.
 
+use std::time::Duration;
+
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use serde::{Deserialize, Serialize};
 
 /// The contract's error codes.
@@ -131,6 +133,12 @@ pub struct ApiError {
     /// How many statements of a script had committed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed: Option<u32>,
+    /// Seconds after which it is worth trying again, for the header of that name.
+    #[serde(skip)]
+    pub retry_after_s: Option<u64>,
+    /// The request is likely to be what went wrong, so that it is not retryable whatever became of it.
+    #[serde(skip)]
+    pub culprit: bool,
     /// The request, for support; filled in at the edge.
     #[serde(default)]
     pub request_id: Box<str>,
@@ -148,6 +156,8 @@ impl ApiError {
             position: None,
             statement_index: None,
             committed: None,
+            retry_after_s: None,
+            culprit: false,
             request_id: Box::default(),
         }
     }
@@ -161,7 +171,19 @@ impl ApiError {
     /// With what became of the writes; anything but `none` makes it not retryable.
     pub fn outcome(mut self, outcome: Outcome) -> Self {
         self.outcome = outcome;
-        self.retryable = self.code.passes_with_time() && outcome == Outcome::None;
+        self.retryable = self.code.passes_with_time() && outcome == Outcome::None && !self.culprit;
+        self
+    }
+
+    /// With when it is worth trying again; never less than a second.
+    pub fn retry_after(mut self, time: Duration) -> Self {
+        self.retry_after_s = Some(time.as_secs() + 1);
+        self
+    }
+
+    /// Not to be sent again: it is likely to be what went wrong.
+    pub fn culprit(mut self) -> Self {
+        (self.culprit, self.retryable) = (true, false);
         self
     }
 
@@ -198,6 +220,9 @@ impl IntoResponse for ApiError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if self.code == Code::Unauthenticated {
             headers.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         // Stays when the edge takes the rest.
         response.extensions_mut().insert(self.code);

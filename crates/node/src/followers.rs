@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -236,8 +236,15 @@ impl Followers {
             let mut blank = Blank::spawn(&self.ground.sockets).await?;
             let grant = self.ground.gateway.grant_past(blank.door()?, id, view.clone())?;
             let gateway = Some(grant.config());
-            let launch =
-                Launch { id, dir: &place.0, lock: &lock, limits: &self.ground.limits, gateway, view: in_place };
+            let launch = Launch {
+                id,
+                dir: &place.0,
+                lock: &lock,
+                limits: &self.ground.limits,
+                groups: &self.ground.groups,
+                gateway,
+                view: in_place,
+            };
             Ok::<_, SpawnError>((launch.start(blank).await?, grant))
         };
         let in_place = ViewConfig {
@@ -254,7 +261,7 @@ impl Followers {
             started => started,
         };
         let (engine, grant) = started.map_err(|error| trouble(&error))?;
-        let live = Arc::new(Live { engine, epoch: position.epoch, dir: place.0.clone() });
+        let live = Arc::new(Live { engine, epoch: position.epoch, dir: place.0.clone(), running: AtomicUsize::new(0) });
         Ok(Arc::new(Follower {
             live,
             view,

@@ -28,7 +28,7 @@ use crate::names::MartId;
 use crate::orders::{self, Order};
 use crate::pins::AllPins;
 use crate::stores::{BucketStores, StoreError};
-use crate::supervisor::SocketDir;
+use crate::supervisor::{Groups, SocketDir};
 use crate::watcher::{Landed, Live, Phase, Progress, Watcher};
 
 /// A write waits so long for a checkpoint to begin.
@@ -51,6 +51,8 @@ pub struct Ground {
     pub gateway: Gateway,
     /// Engines' sockets.
     pub sockets: SocketDir,
+    /// Their control groups.
+    pub groups: Arc<Groups>,
     /// What engines may use.
     pub limits: EngineLimits,
     /// When their logs are folded.

@@ -10,12 +10,13 @@ mod held;
 mod sessions;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use engine::wire::{Point, Role, header};
+use engine::wire::{Health, Point, Role, header};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, TE, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use http_body_util::{BodyExt, Limited};
@@ -27,7 +28,7 @@ use uuid::Uuid;
 use crate::engine_client::{ClientError, EngineBody, request};
 use crate::error::{ApiError, Code, Outcome};
 use crate::marts::OpenMart;
-use crate::supervisor::{DEAF_MS, exit_reason};
+use crate::supervisor::{DEAF, DEAF_MS, MEMORY};
 use crate::watcher::{Landed, Live};
 
 pub use sessions::{Who, close_session, end_principal, open_session};
@@ -38,9 +39,11 @@ pub const POSITION: HeaderName = HeaderName::from_static("tarn-position");
 pub const DURABLE: HeaderName = HeaderName::from_static("tarn-durable");
 
 /// An engine ends a query at its deadline and itself when the query does not listen; past this much more, the node ends the engine.
-const LAST_RESORT: Duration = Duration::from_millis(DEAF_MS + 5_000);
+const LAST_RESORT: Duration = Duration::from_millis(DEAF_MS + 1_000);
 /// An engine whose connection broke is given so long to be seen to have ended.
 const REASON_WAIT: Duration = Duration::from_secs(1);
+/// So long is waited for the next engine to tell what became of a write.
+const SETTLE_WAIT: Duration = Duration::from_secs(5);
 const MAX_ERROR_BYTES: usize = 1 << 20;
 /// What is passed on of an engine's answer.
 const PASSED: [HeaderName; 5] = [
@@ -107,21 +110,25 @@ impl Ask {
 
     /// The engine went away with the request: what it ended of, if it can be told.
     async fn lost(&self, live: &Live, started: Instant) -> ApiError {
-        let status = tokio::time::timeout(REASON_WAIT, live.engine.exited()).await.ok().flatten();
-        let error = match status.map(exit_reason) {
-            Some("deaf") if started.elapsed() >= self.timeout => self.too_late(),
-            Some("memory") => ApiError::new(
-                Code::Unavailable,
-                "the mart's engine passed its memory limit while this request ran",
-            )
-            .hint(
-                "it restarts by itself; if this request was the cause, ask for less at once or raise `engine_memory`",
-            ),
-            _ => ApiError::new(Code::Unavailable, "the mart's engine ended while this request ran").hint(
-                "it restarts by itself; if this request makes it end again, use less memory or simpler functions",
-            ),
+        let reason = tokio::time::timeout(REASON_WAIT, live.engine.exited()).await.ok().flatten();
+        // Whoever ran alone is likely to be the cause, and would be again.
+        let alone = live.running.load(Ordering::Relaxed) <= 1;
+        let (error, culprit) = match reason {
+            Some(DEAF) if started.elapsed() >= self.timeout => (self.too_late(), true),
+            Some(MEMORY) => {
+                let what = "the mart's engine passed its memory limit while this request ran";
+                let hint = "it restarts by itself; if this request was the cause, ask for less at once or for a larger profile";
+                (ApiError::new(Code::Unavailable, what).hint(hint), alone)
+            }
+            _ => {
+                let what = "the mart's engine ended while this request ran";
+                let hint =
+                    "it restarts by itself; if this request makes it end again, use less memory or simpler functions";
+                (ApiError::new(Code::Unavailable, what).hint(hint), alone)
+            }
         };
-        error.outcome(self.outcome_of_silence())
+        let error = error.outcome(self.outcome_of_silence());
+        if culprit { error.culprit() } else { error }
     }
 
     fn too_late(&self) -> ApiError {
@@ -198,7 +205,11 @@ pub async fn query(
         mart.may_answer()?;
     }
     let started = Instant::now();
-    let response = send(&live, ask, body, started).await?;
+    let before = mart.watcher().progress().newest;
+    let response = match send(&live, ask, body, started).await {
+        Err(error) if error.outcome == Outcome::Unknown => return Err(settle(mart, &live, before, error).await),
+        sent => sent?,
+    };
     let (head, body) = response.into_parts();
     let moment = Moment::of(&head.headers, live.epoch);
     let landed = match (moment.commit, ask.durability) {
@@ -244,6 +255,21 @@ pub async fn query(
     }
     *answer.body_mut() = held::hold(body, mart.clone(), live, ask.durability, wait);
     Ok(answer)
+}
+
+/// What became of a write whose engine ended under it: nothing, if the log that the next engine opens ends where it ended before the
+/// request. Anything else may be another's commit, or the request's own.
+async fn settle(mart: &OpenMart, lost: &Arc<Live>, before: Option<Position>, error: ApiError) -> ApiError {
+    let Some(before) = before else { return error };
+    let reopened = async {
+        let next = mart.watcher().next(lost).await?;
+        let health = next.engine.client().get::<Health>("/health").await.ok()?;
+        Some(Position { epoch: next.epoch, iteration: health.iteration, wal_bytes: health.wal_bytes })
+    };
+    match tokio::time::timeout(SETTLE_WAIT, reopened).await {
+        Ok(Some(now)) if now == before => error.outcome(Outcome::None),
+        _ => error,
+    }
 }
 
 /// In an answer's extensions: the request committed something.

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
@@ -55,6 +56,7 @@ impl Running {
         if running.contains_key(&id) {
             return Err(ApiError::new(Code::Conflict, "a query with this id is running"));
         }
+        live.running.fetch_add(1, Ordering::Relaxed);
         running.insert(id, Owned { principal: principal.to_owned(), mart: mart.clone(), live });
         Ok(Entry(self.clone(), id))
     }
@@ -130,7 +132,9 @@ impl http_body::Body for Tracked {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.0.lock().remove(&self.1);
+        if let Some(owned) = self.0.lock().remove(&self.1) {
+            owned.live.running.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

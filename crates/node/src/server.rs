@@ -47,7 +47,7 @@ use crate::revocation;
 use crate::running::Running;
 use crate::scratch;
 use crate::stores::BucketStores;
-use crate::supervisor::{SocketDir, child};
+use crate::supervisor::{Groups, SocketDir, child};
 use crate::upkeep;
 use crate::verify::Verifier;
 
@@ -141,12 +141,20 @@ impl Server {
         let control = Control::open(bucket.clone()).await?;
         let cluster = Cluster::new(&state_dir, config.cluster.clone(), bucket)
             .map_err(system("can't keep the node's id in the state directory"))?;
+        let groups = Groups::find(&state_dir);
+        if let Some(why) = groups.lacking() {
+            tracing::warn!(
+                why,
+                "engines get no control groups of their own: they watch their own memory, and busy tenants share the processors by session"
+            );
+        }
         let ground = Ground {
             state_dir: state_dir.clone(),
             cluster: Arc::new(cluster),
             stores: stores.clone(),
             gateway: Gateway::new(stores),
             sockets: SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?,
+            groups,
             limits: config.engine.clone(),
             checkpoints: config.checkpoints,
             pins: AllPins::default(),

@@ -6,6 +6,7 @@
 //! runs beside another engine of the same mart on this machine (it inherits the mart's lock). It gets no environment.
 
 pub mod child;
+mod groups;
 mod lock;
 mod socket;
 mod spawn;
@@ -19,6 +20,7 @@ use tokio::process::Child;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use groups::{Group, Groups, Share};
 pub use lock::MartLock;
 pub use socket::SocketDir;
 pub use spawn::{Blank, DEAF_MS, Launch, SpawnError};
@@ -31,13 +33,13 @@ pub struct Engine {
     client: EngineClient,
     pid: u32,
     kill: CancellationToken,
-    exited: watch::Receiver<Option<ExitStatus>>,
+    exited: watch::Receiver<Option<&'static str>>,
     /// The node's end of the life line: the engine ends when it is closed, also by the node's death.
     _life: OwnedFd,
 }
 
 impl Engine {
-    fn watch(id: MartId, mut child: Child, client: EngineClient, life: OwnedFd) -> Self {
+    fn watch(id: MartId, mut child: Child, client: EngineClient, life: OwnedFd, group: Option<Group>) -> Self {
         let kill = CancellationToken::new();
         let (send, exited) = watch::channel(None);
         let pid = child.id().unwrap_or_default();
@@ -53,8 +55,12 @@ impl Engine {
             };
             match ended {
                 Ok(status) => {
-                    tracing::info!(mart = %id, pid, reason = exit_reason(status), "engine ended");
-                    send.send_replace(Some(status));
+                    let reason = match group.as_ref().is_some_and(Group::ran_out_of_memory) {
+                        true => MEMORY,
+                        false => exit_reason(status),
+                    };
+                    tracing::info!(mart = %id, pid, reason, "engine ended");
+                    send.send_replace(Some(reason));
                 }
                 Err(error) => tracing::error!(mart = %id, pid, %error, "can't wait for an engine"),
             }
@@ -82,10 +88,10 @@ impl Engine {
         self.kill.cancel();
     }
 
-    /// Waits until the process is gone.
-    pub async fn exited(&self) -> Option<ExitStatus> {
+    /// Waits until the process is gone; why it ended, as metrics and logs name it.
+    pub async fn exited(&self) -> Option<&'static str> {
         let mut exited = self.exited.clone();
-        exited.wait_for(Option::is_some).await.ok().and_then(|status| *status)
+        exited.wait_for(Option::is_some).await.ok().and_then(|reason| *reason)
     }
 
     /// Asks it to take no more work and to end; kills it when it takes longer than its grace and a little.
@@ -112,16 +118,22 @@ impl Drop for Engine {
 /// Reason of an engine that can't replay its log without writing.
 pub const REPLAY: &str = "replay";
 
+/// Reason of an engine that took more memory than it may.
+pub const MEMORY: &str = "memory";
+/// Reason of an engine whose query ignored its interrupt.
+pub const DEAF: &str = "deaf";
+
 /// Why an engine ended, as metrics and logs name it.
-pub fn exit_reason(status: ExitStatus) -> &'static str {
+fn exit_reason(status: ExitStatus) -> &'static str {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(wire::exit::OK), _) => "asked",
         (Some(wire::exit::OPEN), _) => "open",
         (Some(wire::exit::REPLAY), _) => REPLAY,
         (Some(wire::exit::ORPHAN), _) => "orphan",
-        (Some(wire::exit::DEAF), _) => "deaf",
-        (Some(wire::exit::MEMORY), _) => "memory",
+        (Some(wire::exit::DEAF), _) => DEAF,
+        (Some(wire::exit::MEMORY), _) => MEMORY,
+        (Some(wire::exit::TEMP), _) => "temp",
         (Some(wire::exit::FATAL), _) => "fatal",
         (_, Some(9)) => "killed",
         (_, Some(_)) => "crashed",

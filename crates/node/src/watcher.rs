@@ -1,7 +1,7 @@
 //! What others may know of an open mart: whether its engine is up, and how far its replica has come.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use replica::Position;
@@ -20,6 +20,8 @@ pub struct Live {
     pub epoch: u64,
     /// The directory of its files.
     pub dir: std::path::PathBuf,
+    /// Queries that it has been given and whose answers have not ended.
+    pub running: AtomicUsize,
 }
 
 /// Where an open mart stands.
@@ -29,8 +31,8 @@ pub enum Phase {
     Opening,
     /// It takes requests.
     Ready(Arc<Live>),
-    /// Its engine ended or can't start; tried again then.
-    Down(Instant),
+    /// Its engine ended or can't start, for this reason; tried again then.
+    Down(Instant, &'static str),
     /// It is not open any more, and why.
     Closed(ApiError),
     /// It was not opened: another node serves it, as was seen then.
@@ -99,7 +101,7 @@ impl Watcher {
             phase.wait_for(|phase| match phase {
                 Phase::Opening => false,
                 Phase::Ready(_) | Phase::Closed(_) | Phase::Elsewhere(..) => true,
-                Phase::Down(until) => until.duration_since(Instant::now()) > RESTART_WAIT,
+                Phase::Down(until, _) => until.duration_since(Instant::now()) > RESTART_WAIT,
             }),
         );
         match settled.await {
@@ -107,14 +109,32 @@ impl Watcher {
                 Phase::Ready(live) => Ok(live.clone()),
                 Phase::Closed(error) => Err(error.clone()),
                 Phase::Elsewhere(place, _) => Err(place.refusal()),
-                Phase::Opening | Phase::Down(_) => {
-                    Err(ApiError::new(Code::Unavailable, "the mart's engine keeps ending")
-                        .hint("it is started again after a pause; the server's log says why it ends"))
+                Phase::Down(until, why) => {
+                    let pause = until.saturating_duration_since(Instant::now());
+                    let again = format!("it is started again in {} s", pause.as_secs() + 1);
+                    Err(ApiError::new(Code::Unavailable, format!("the mart's engine keeps ending: {why}"))
+                        .hint(format!("{again}; whatever makes it end should not be sent again"))
+                        .retry_after(pause))
                 }
+                Phase::Opening => Err(ApiError::new(Code::Unavailable, "the mart is being opened").hint("try again")),
             },
             Ok(Err(_)) => Err(ApiError::new(Code::Unavailable, "the mart is closing").hint("try again")),
             Err(_) => Err(ApiError::new(Code::Unavailable, "the mart is being opened")
                 .hint("a large mart takes a while to restore; try again")),
+        }
+    }
+
+    /// The engine after `lost`, once it takes requests; None if there will be none.
+    pub async fn next(&self, lost: &Arc<Live>) -> Option<Arc<Live>> {
+        let mut phase = self.phase.clone();
+        let next = phase.wait_for(|phase| match phase {
+            Phase::Ready(live) => !Arc::ptr_eq(live, lost),
+            Phase::Closed(_) | Phase::Elsewhere(..) => true,
+            Phase::Opening | Phase::Down(..) => false,
+        });
+        match &*next.await.ok()? {
+            Phase::Ready(live) => Some(live.clone()),
+            _ => None,
         }
     }
 

@@ -11,7 +11,7 @@
 //! Ends only by its stop token: the engine is asked to end and its last commits are shipped.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use replica::{Adopt, Error, How, MartReplica, Opened, Position, Shipper};
@@ -38,6 +38,9 @@ use crate::watcher::{Live, Phase, Progress};
 const GRACE: Duration = Duration::from_secs(5);
 /// An engine that lived this long is not one that keeps ending.
 const CALM: Duration = Duration::from_secs(30);
+
+/// So many lives that ended soon after they began are told of.
+const MANY: u32 = 5;
 
 /// The task of one open mart.
 pub(super) struct Life {
@@ -72,10 +75,24 @@ enum Trouble {
     Reopen,
     #[error("another node serves it")]
     Elsewhere(Elsewhere),
-    #[error("the engine ended")]
-    Engine,
+    #[error("the engine ended: {0}")]
+    Engine(&'static str),
     #[error("asked to close")]
     Stopped,
+}
+
+impl Trouble {
+    /// In a word or a few, for clients.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Engine(reason) | Self::Spawn(SpawnError::Ended(reason)) => reason,
+            Self::Spawn(SpawnError::System(_)) => "it can't be started",
+            Self::Spawn(SpawnError::Slow) => "it takes too long to open",
+            Self::Feed(_) => "it does not report its commits",
+            Self::Replica(_) | Self::Store(_) => "its replica can't be reached",
+            _ => "it can't be opened",
+        }
+    }
 }
 
 /// What goes on while the next engine starts, after a swap.
@@ -128,6 +145,7 @@ impl Life {
         // Engines of files that were exchanged; they end with this life.
         let mut lingering = JoinSet::new();
         let mut next = None;
+        let mut short_lives = 0;
         loop {
             let started = Instant::now();
             let trouble = self.one_engine(&lock, &mut opened.shipper, next.take(), &mut lingering).await;
@@ -162,7 +180,11 @@ impl Life {
             }
             let wait = backoff.after_failure();
             tracing::warn!(mart = %self.id, reason = %chain(&trouble), ?wait, "starting the engine again");
-            self.phase.send_replace(Phase::Down(Instant::now() + wait));
+            short_lives = if started.elapsed() > CALM { 1 } else { short_lives + 1 };
+            if short_lives == MANY {
+                tracing::error!(mart = %self.id, lives = short_lives, reason = trouble.reason(), "this mart's engine keeps ending soon after it began: some request, or the mart itself, makes it end");
+            }
+            self.phase.send_replace(Phase::Down(Instant::now() + wait, trouble.reason()));
             if self.stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
                 return Trouble::Stopped;
             }
@@ -229,7 +251,7 @@ impl Life {
             };
             let wait = backoff.after_failure();
             tracing::warn!(mart = %self.id, error = %chain(&error), ?wait, "the mart can't be opened yet");
-            self.phase.send_replace(Phase::Down(Instant::now() + wait));
+            self.phase.send_replace(Phase::Down(Instant::now() + wait, "the object store is away"));
             self.stop.run_until_cancelled(tokio::time::sleep(wait)).await.ok_or(Trouble::Stopped)?;
         }
     }
@@ -312,9 +334,9 @@ impl Life {
         };
         // Whoever still has an answer under way keeps the engine's handle, not its life.
         live.engine.kill();
-        live.engine.exited().await;
+        let reason = live.engine.exited().await;
         match end {
-            End::Engine | End::Swap(..) => Trouble::Engine,
+            End::Engine | End::Swap(..) => Trouble::Engine(reason.unwrap_or("unknown")),
             End::Stopped => Trouble::Stopped,
             End::Replica(error) => error.into(),
         }
@@ -331,10 +353,21 @@ impl Life {
         let (door, gateway) = (blank.door().map_err(SpawnError::from)?, &self.ground.gateway);
         let grant = gateway.grant(door, &self.id.tenant, &self.id.mart).map_err(SpawnError::from)?;
         let gateway = Some(grant.config());
-        let launch = Launch { id: &self.id, dir, lock, limits: &self.ground.limits, gateway, view: None };
+        let launch = Launch {
+            id: &self.id,
+            dir,
+            lock,
+            limits: &self.ground.limits,
+            groups: &self.ground.groups,
+            gateway,
+            view: None,
+        };
         let engine = launch.start(blank).await?;
         match self.compare(&engine, shipper).await {
-            Ok(feed) => Ok((Arc::new(Live { engine, epoch: shipper.epoch(), dir: dir.to_owned() }), feed, grant)),
+            Ok(feed) => {
+                let (epoch, running) = (shipper.epoch(), AtomicUsize::new(0));
+                Ok((Arc::new(Live { engine, epoch, dir: dir.to_owned(), running }), feed, grant))
+            }
             Err(trouble) => {
                 // The next engine must not meet this one.
                 engine.kill();
@@ -367,7 +400,7 @@ impl Life {
     /// What requests are told from now on.
     fn explain(&self, trouble: &Trouble) -> ApiError {
         match trouble {
-            Trouble::Stopped | Trouble::Engine => tracing::info!(mart = %self.id, "mart closed"),
+            Trouble::Stopped | Trouble::Engine(_) => tracing::info!(mart = %self.id, "mart closed"),
             _ => tracing::error!(mart = %self.id, reason = %chain(trouble), "mart closed"),
         }
         match trouble {

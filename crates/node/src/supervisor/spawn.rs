@@ -16,7 +16,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
-use super::{Engine, MartLock, SocketDir, exit_reason};
+use super::{Engine, Groups, MartLock, Share, SocketDir};
 use crate::config::EngineLimits;
 use crate::engine_client::EngineClient;
 use crate::names::MartId;
@@ -113,6 +113,8 @@ pub struct Launch<'a> {
     pub lock: &'a MartLock,
     /// What it may use.
     pub limits: &'a EngineLimits,
+    /// Where its control group is made.
+    pub groups: &'a Groups,
     /// Its way to `s3://`.
     pub gateway: Option<GatewayConfig>,
     /// An earlier moment to read instead of the directory's files.
@@ -124,22 +126,26 @@ impl Launch<'_> {
     pub async fn start(self, blank: Blank) -> Result<Engine, SpawnError> {
         let config = self.config()?;
         let lock = self.lock.share()?;
+        let mut group = None;
         if let Some(pid) = blank.child.id() {
             self.lock.record(pid)?;
+            let share = Share { cpus: Some(self.limits.threads), memory_bytes: self.limits.memory_bytes };
+            // Before it has its configuration: it looks up its group while it still may.
+            group = self.groups.admit(self.id, pid, share);
         }
         let Blank { child, talk, life, socket, door: _ } = blank;
         talk.async_io(Interest::WRITABLE, || handover::send(&talk, &config, Some(&lock))).await?;
         drop(lock);
-        let engine = Engine::watch(self.id.clone(), child, EngineClient::new(socket), life);
+        let engine = Engine::watch(self.id.clone(), child, EngineClient::new(socket), life, group);
         tokio::select! {
             health = engine.client.get::<Health>("/health") => match health {
                 Ok(health) => {
                     tracing::info!(mart = %self.id, pid = engine.pid, duckdb = health.duckdb_version, iteration = health.iteration, wal_bytes = health.wal_bytes, "engine up");
                     Ok(engine)
                 }
-                Err(_) => Err(SpawnError::Ended(engine.exited().await.map_or("unknown", exit_reason))),
+                Err(_) => Err(SpawnError::Ended(engine.exited().await.unwrap_or("unknown"))),
             },
-            status = engine.exited() => Err(SpawnError::Ended(status.map_or("unknown", exit_reason))),
+            reason = engine.exited() => Err(SpawnError::Ended(reason.unwrap_or("unknown"))),
             () = tokio::time::sleep(OPEN_DEADLINE) => Err(SpawnError::Slow),
         }
     }

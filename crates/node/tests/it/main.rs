@@ -5,6 +5,7 @@ mod async_queries;
 mod bad_input;
 mod checkpoints;
 mod cli;
+mod crashes;
 mod durability;
 mod flight;
 mod gateway;
