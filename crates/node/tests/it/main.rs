@@ -19,6 +19,7 @@ mod outages;
 mod past;
 mod published;
 mod recovery;
+mod sandbox;
 mod seaweed;
 mod server;
 mod sessions;
