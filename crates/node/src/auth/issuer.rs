@@ -103,6 +103,12 @@ impl Issuer {
         self.known.borrow().keys(&self.rules).is_some_and(|keys| keys.get(id).is_some())
     }
 
+    /// Fetches the keys once; how many there are, or why there are none.
+    pub async fn look(&self) -> Result<usize, String> {
+        self.fetch().await.map_err(|error| error.to_string())?;
+        Ok(self.known.borrow().keys.len())
+    }
+
     /// Resolves once the keys were fetched again since this was called.
     pub fn changes(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut known = self.known.subscribe();

@@ -293,6 +293,34 @@ mod tests {
     }
 
     #[test]
+    fn a_token_with_any_character_changed_is_refused() {
+        use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+        let pair =
+            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &aws_lc_rs::rand::SystemRandom::new());
+        let private = jsonwebtoken::EncodingKey::from_ec_der(pair.expect("a new key").as_ref());
+        let mut public =
+            serde_json::to_value(Jwk::from_encoding_key(&private, Algorithm::ES256).expect("a public half"))
+                .expect("it serialises");
+        public["kid"] = "k".into();
+        let keys = Keys::parse(json!({ "keys": [public] }).to_string().as_bytes()).expect("a set");
+        let rules = rules();
+        let claims = json!({"iss": rules.issuer, "aud": "tarn", "sub": "ann", "exp": 4e9 as u64, "tenant": "acme", "role": "reader"});
+        let header = jsonwebtoken::Header { kid: Some("k".into()), ..jsonwebtoken::Header::new(Algorithm::ES256) };
+        let token = jsonwebtoken::encode(&header, &claims, &private).expect("it signs");
+        let passes = |token: &str| {
+            let key = key_id(token).ok().and_then(|id| keys.get(&id));
+            key.is_some_and(|key| verify(token, &key, &rules).is_ok())
+        };
+        assert!(passes(&token));
+        for at in 0..token.len() {
+            let other = if token.as_bytes()[at] == b'A' { "B" } else { "A" };
+            let changed = format!("{}{other}{}", &token[..at], &token[at + 1..]);
+            assert!(!passes(&changed), "character {at}");
+            assert!(!passes(&token[..at]), "cut at {at}");
+        }
+    }
+
+    #[test]
     fn keys_that_are_no_public_signing_keys_are_left_out() {
         let small = URL_SAFE_NO_PAD.encode([0xff; 128]);
         let large = URL_SAFE_NO_PAD.encode([0xff; 256]);

@@ -95,10 +95,11 @@ impl Throttle {
         let own = counter.count(now);
         let retry_after = (own > MOST).then(|| counter.ends_in(now));
         // Beyond either limit only every doubling is written down.
-        let many = if own > MOST { Some(own) } else { (all > MOST_TOLD).then_some(all) };
-        let told = own <= MOST && all <= MOST_TOLD
-            || all <= MOST_TOLD && own.is_power_of_two()
-            || all > MOST_TOLD && all.is_power_of_two();
+        let many = if all > MOST_TOLD { Some(all) } else { Some(own).filter(|own| *own > MOST) };
+        let told = match all > MOST_TOLD {
+            true => all.is_power_of_two(),
+            false => own <= MOST || own.is_power_of_two(),
+        };
         Failed { retry_after, untold: !told, repeated: many.filter(|_| told) }
     }
 

@@ -1,6 +1,8 @@
 //! `tarn doctor`: checks what a node needs, one line each, with what to do about what is missing. Changes nothing but a few probe
 //! objects and files, which it removes.
 
+mod access;
+
 use std::path::Path;
 
 use bytes::Bytes;
@@ -65,6 +67,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     block_on(async {
         check_walls(&config, &mut report).await;
         check_groups(&config, &mut report);
+        access::check(&config, &mut report).await;
         check_store(&config, &mut report).await;
         Ok(())
     })?;

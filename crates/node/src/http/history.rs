@@ -199,7 +199,7 @@ impl super::App {
 }
 
 pub(super) fn may_write(caller: &Principal, id: &MartId) -> Result<(), ApiError> {
-    match caller.role_in(&id)? {
+    match caller.role_in(id)? {
         engine::wire::Role::Reader => Err(ApiError::new(Code::Forbidden, "a reader can't change what is named")),
         _ => Ok(()),
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::Response;
-use engine::wire::Kept;
+use engine::wire::{Kept, NO_SESSION};
 use http::header::ACCEPT;
 use http::{HeaderMap, HeaderValue};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -45,6 +45,10 @@ pub(super) async fn run(app: Shared, job: Arc<Job>, checked: Checked) -> End {
     match done {
         Ok(end) => end,
         Err(error) if error.code == Code::Cancelled && job.is_cancelled() => End::Cancelled(error.request_id(job.id)),
+        // All that its principal had was ended, the session for its rows before it.
+        Err(error) if *error.message == *NO_SESSION && job.is_cancelled() => {
+            End::Cancelled(jobs::cancelled().request_id(job.id))
+        }
         Err(error) => End::Failed(error.request_id(job.id)),
     }
 }

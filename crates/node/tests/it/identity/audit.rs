@@ -83,11 +83,9 @@ async fn every_request_leaves_a_line_that_says_who_did_what_and_no_secret() {
     }
 
     let secret = text.rsplit('_').next().expect("it has parts");
-    for path in [log_of(&server)] {
-        let written = std::fs::read_to_string(path).expect("it is there");
-        assert!(!written.contains(secret) && !written.contains(TOKEN), "a token is in the audit log");
-        assert!(written.contains("[redacted]"));
-    }
+    let written = std::fs::read_to_string(log_of(&server)).expect("it is there");
+    assert!(!written.contains(secret) && !written.contains(TOKEN), "a token is in the audit log");
+    assert!(written.contains("[redacted]"));
     assert!(!server.log().contains(secret), "a token is in the node's log");
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(log_of(&server)).expect("it is there").permissions().mode();

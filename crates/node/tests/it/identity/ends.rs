@@ -57,13 +57,15 @@ async fn a_revoked_token_s_stream_breaks_and_its_query_stops() {
     let query_id = "6f0f1a94-6a0e-4f0e-9d0e-3d1c9d6f5a11";
     let response = streaming(query_request(&server, &text, MART, LONG).header("tarn-query-id", query_id)).await;
     // A client that reads nothing more holds nothing up.
-    let idle = streaming(query_request(&server, &text, MART, LONG)).await;
+    let idle_id = "6f0f1a94-6a0e-4f0e-9d0e-3d1c9d6f5a12";
+    let idle = streaming(query_request(&server, &text, MART, LONG).header("tarn-query-id", idle_id)).await;
     let (other_id, other) = token(&server, writer()).await;
     let unharmed = streaming(query_request(&server, &other, MART, LONG)).await;
     let revoked = Instant::now();
     revoke(&server, &id).await;
     breaks(response).await;
     falls_silent(&server, query_id).await;
+    falls_silent(&server, idle_id).await;
     assert!(revoked.elapsed() < REVOKED_WITHIN + SLACK, "{:?}", revoked.elapsed());
     breaks(idle).await;
     let mut unharmed = unharmed;

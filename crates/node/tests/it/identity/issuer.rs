@@ -1,6 +1,6 @@
 //! An OIDC issuer on loopback, with keys made on the spot.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -86,6 +86,18 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_secs()
 }
 
+/// How it answers.
+#[derive(Clone, Copy)]
+pub enum Mood {
+    Well,
+    /// Nothing useful.
+    Away,
+    /// Its keys have moved.
+    Redirects,
+    /// With its keys comes far more.
+    Endless,
+}
+
 /// Serves discovery and keys.
 pub struct TestIssuer {
     pub url: String,
@@ -96,7 +108,7 @@ pub struct TestIssuer {
 struct Shared {
     url: Mutex<String>,
     keys: Mutex<Vec<Value>>,
-    away: AtomicBool,
+    mood: AtomicUsize,
     fetched: AtomicUsize,
 }
 
@@ -107,12 +119,13 @@ impl TestIssuer {
         let shared = Arc::new(Shared {
             url: Mutex::new(url.clone()),
             keys: Mutex::default(),
-            away: AtomicBool::new(false),
+            mood: AtomicUsize::new(Mood::Well as usize),
             fetched: AtomicUsize::new(0),
         });
         let routes = Router::new()
             .route("/.well-known/openid-configuration", get(discovery))
             .route("/keys", get(keys))
+            .route("/elsewhere", get(elsewhere))
             .with_state(shared.clone());
         let task = tokio::spawn(async move { axum::serve(listener, routes).await.expect("it serves") });
         let issuer = Self { url, shared, task };
@@ -125,9 +138,9 @@ impl TestIssuer {
         *self.shared.keys.lock().expect("nobody panics") = signers.iter().map(|signer| signer.public()).collect();
     }
 
-    /// It answers nothing useful any more, or again.
-    pub fn go_away(&self, away: bool) {
-        self.shared.away.store(away, Ordering::Relaxed);
+    /// It answers so from now on.
+    pub fn be(&self, mood: Mood) {
+        self.shared.mood.store(mood as usize, Ordering::Relaxed);
     }
 
     /// How often somebody asked for its keys.
@@ -158,18 +171,37 @@ impl Drop for TestIssuer {
 
 async fn discovery(State(shared): State<Arc<Shared>>) -> Response {
     let url = shared.url.lock().expect("nobody panics").clone();
-    answer(&shared, json!({"issuer": url, "jwks_uri": format!("{url}/keys"), "other": [1, 2]}))
+    // Found where it should be: what is wrong is with its keys.
+    let well = shared.mood.load(Ordering::Relaxed) != Mood::Away as usize;
+    answer(
+        if well { Mood::Well as usize } else { Mood::Away as usize },
+        &shared,
+        json!({"issuer": url, "jwks_uri": format!("{url}/keys"), "other": [1, 2]}),
+    )
 }
 
 async fn keys(State(shared): State<Arc<Shared>>) -> Response {
     shared.fetched.fetch_add(1, Ordering::Relaxed);
     let keys = shared.keys.lock().expect("nobody panics").clone();
-    answer(&shared, json!({ "keys": keys }))
+    answer(shared.mood.load(Ordering::Relaxed), &shared, json!({ "keys": keys }))
 }
 
-fn answer(shared: &Shared, body: Value) -> Response {
-    match shared.away.load(Ordering::Relaxed) {
-        true => http::StatusCode::SERVICE_UNAVAILABLE.into_response(),
-        false => axum::Json(body).into_response(),
+fn answer(mood: usize, shared: &Shared, body: Value) -> Response {
+    if mood == Mood::Away as usize {
+        return http::StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
+    if mood == Mood::Redirects as usize {
+        let there = format!("{}/elsewhere", shared.url.lock().expect("nobody panics"));
+        return (http::StatusCode::TEMPORARY_REDIRECT, [("location", there)], "").into_response();
+    }
+    if mood == Mood::Endless as usize {
+        let filler = "x".repeat(1 << 20);
+        return axum::Json(json!({"keys": body["keys"], "filler": filler})).into_response();
+    }
+    axum::Json(body).into_response()
+}
+
+async fn elsewhere(State(shared): State<Arc<Shared>>) -> Response {
+    let keys = shared.keys.lock().expect("nobody panics").clone();
+    axum::Json(json!({ "keys": keys })).into_response()
 }

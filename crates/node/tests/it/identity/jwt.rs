@@ -6,7 +6,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use super::issuer::{AUDIENCE, Signer, TestIssuer, now, unsigned};
+use super::issuer::{AUDIENCE, Mood, Signer, TestIssuer, now, unsigned};
 use super::{acme, query};
 use crate::flight::client::Client;
 
@@ -33,7 +33,7 @@ async fn a_jwt_of_any_asymmetric_kind_lets_its_subject_in_as_what_its_claims_say
     acme(&server).await;
     query(&server, crate::server::TOKEN, MART, "CREATE TABLE t AS SELECT 1 AS a").await.rows();
     let mut sign: Vec<_> = signers.map(|signer| signer.sign(&issuer.claims("ann", "acme", "reader"))).into();
-    // The same key with another padding, which its kind allows if the set does not say otherwise.
+    // For several, of which this installation is one.
     let audiences = changed(&issuer.claims("ann", "acme", "reader"), json!({"aud": ["else", AUDIENCE]}));
     sign.push(rsa.sign(&audiences));
     for token in &sign {
@@ -177,7 +177,7 @@ async fn an_issuer_that_is_away_leaves_its_keys_in_force_for_a_while_only() {
     acme(&server).await;
     let token = signer.sign(&issuer.claims("ann", "acme", "reader"));
     query(&server, &token, MART, "SELECT 1").await.rows();
-    issuer.go_away(true);
+    issuer.be(Mood::Away);
     let before = issuer.fetched();
     server.logged("the issuer's keys can't be fetched", 1).await;
     query(&server, &token, MART, "SELECT 1").await.rows();
@@ -187,13 +187,34 @@ async fn an_issuer_that_is_away_leaves_its_keys_in_force_for_a_while_only() {
     server.start_again().await;
     let answer = query(&server, &token, MART, "SELECT 1").await;
     assert_eq!((answer.code(), &answer.body["retryable"]), ("unavailable", &json!(true)));
-    issuer.go_away(false);
+    issuer.be(Mood::Well);
     while query(&server, &token, MART, "SELECT 1").await.status != StatusCode::OK {}
     // Kept no longer than allowed.
     server.stop().await;
     server.start_again_with(&[("TARN_OIDC_KEYS_FOR", "2s")]).await;
     while query(&server, &token, MART, "SELECT 1").await.status != StatusCode::OK {}
-    issuer.go_away(true);
+    issuer.be(Mood::Away);
     while query(&server, &token, MART, "SELECT 1").await.status == StatusCode::OK {}
     assert_eq!(query(&server, &token, MART, "SELECT 1").await.code(), "unavailable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_taken_from_nowhere_else_and_not_without_end() {
+    let signer = Signer::new("e", Algorithm::ES256);
+    let issuer = TestIssuer::start(&[&signer]).await;
+    let token = signer.sign(&issuer.claims("ann", "acme", "reader"));
+    for mood in [Mood::Redirects, Mood::Endless] {
+        issuer.be(mood);
+        let server = issuer.node(&[]).await;
+        server.logged("the issuer's keys can't be fetched", 1).await;
+        assert_eq!(query(&server, &token, MART, "SELECT 1").await.code(), "unavailable");
+    }
+    issuer.be(Mood::Well);
+    let server = issuer.node(&[]).await;
+    let doctor =
+        server.tarn(&["doctor", "--json", "--audit", "none", "--oidc-audience", "x", "--oidc-issuer", &issuer.url]);
+    let output = { doctor }.output().await.expect("the binary runs");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let found = report.as_array().expect("a list").iter().find(|finding| finding["check"] == "issuer");
+    assert_eq!(found.expect("it looks")["verdict"], "ok", "{report}");
 }
