@@ -16,7 +16,10 @@ mod script;
 mod stream;
 
 use std::{
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -41,7 +44,7 @@ use crate::{
     sessions::{Others, Sessions},
     sql::gate::OWN_SCHEMA,
     view::View,
-    wire::{Code, ErrorBody, Point, Role},
+    wire::{Code, ErrorBody, Point, ResizeRequest, Role},
     writers::WriterGate,
 };
 
@@ -63,6 +66,8 @@ pub struct Engine {
     /// The past moment that it shows, if it does.
     pub view: Option<View>,
     pub(crate) redactor: Redactor,
+    /// DuckDB's memory limit, for whoever watches the process.
+    pub memory_limit_bytes: Arc<AtomicU64>,
     keys: keyed::Keys,
     limits: groups::Limits,
     loads: Places,
@@ -173,6 +178,7 @@ impl Engine {
             indexed: AtomicBool::new(indexed),
             view: config.view.as_ref().map(View::new),
             redactor: Redactor::new(config),
+            memory_limit_bytes: Arc::new(AtomicU64::new(config.memory_limit_bytes)),
             keys: keyed::Keys::default(),
             limits: groups::Limits::of(config.memory_limit_bytes, config.threads),
             loads: Places::default(),
@@ -275,6 +281,22 @@ impl Engine {
             self.queries.cancel(query, principal, Reason::Cancelled);
         }
         true
+    }
+
+    /// Makes the engine larger or smaller from now on.
+    pub fn resize(&self, size: ResizeRequest) -> Result<(), Failure> {
+        // Whoever watches the process hears of more before DuckDB does, and of less after it.
+        let before = self.memory_limit_bytes.fetch_max(size.memory_limit_bytes, Ordering::Relaxed);
+        match self.mart.resize(size) {
+            Ok(()) => {
+                self.memory_limit_bytes.store(size.memory_limit_bytes, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => {
+                self.memory_limit_bytes.store(before, Ordering::Relaxed);
+                Err(self.redactor.failure(&error, None))
+            }
+        }
     }
 
     /// Ends all sessions of a principal and stops all its queries; what is in its COMMIT ends by itself.

@@ -13,6 +13,7 @@ use crate::{
     load::{scan::Sources, spool::Spool},
     view::{self, View},
     wal,
+    wire::ResizeRequest,
 };
 
 /// Name under which the mart is attached.
@@ -31,6 +32,9 @@ const SESSION: [(&str, &str); 4] = [
 
 /// DuckDB sets it by itself where it makes several steps of one statement: ADD COLUMN with a computed default.
 const OWN_STEPS: &str = "current_transaction_invalidation_policy";
+
+/// The node makes an engine larger or smaller while it runs, on a connection of the engine's own.
+const SIZE: [&str; 2] = ["memory_limit", "threads"];
 
 /// A load of many rows sets it, on its own connection.
 const ORDER: &str = "preserve_insertion_order";
@@ -119,6 +123,14 @@ impl Mart {
         Ok(Self { database, commits, sources })
     }
 
+    /// Gives DuckDB more or less to work with; what no longer fits is spilled.
+    pub fn resize(&self, size: ResizeRequest) -> Result<(), DuckError> {
+        let connection = self.database.connect()?;
+        let [memory, threads] = SIZE;
+        connection.execute(&format!("SET GLOBAL {threads} = {}", size.threads.max(1)))?;
+        connection.execute(&format!("SET GLOBAL {memory} = '{}B'", size.memory_limit_bytes))
+    }
+
     /// A new connection whose names mean the mart's.
     pub fn connect(&self) -> Result<Connection, DuckError> {
         let connection = self.database.connect()?;
@@ -182,7 +194,7 @@ fn lock_down(setup: &Connection, config: &EngineConfig) -> Result<(), OpenError>
     let scopes = config.gateway.iter().flat_map(|gateway| &gateway.scopes).map(String::as_str);
     let allowed = scopes.chain([spool.as_str()]).map(literal).collect::<Vec<_>>().join(", ");
     let mut own: Vec<String> = SESSION.iter().map(|(name, _)| literal(name)).collect();
-    own.extend([OWN_STEPS, ORDER].map(literal));
+    own.extend([OWN_STEPS, ORDER].into_iter().chain(SIZE).map(literal));
     let own = own.join(", ");
     // As an open-time setting this one is shown but not enforced.
     setup.execute(&format!("SET GLOBAL max_temp_directory_size = '{}B'", config.max_temp_bytes))?;

@@ -134,7 +134,7 @@ fn serve(ready: fn()) -> Result<(), String> {
         }
         Err(error) => return Err(format!("opening the mart: {error}")),
     };
-    memory::watch(status, config.memory_limit_bytes, engine.queries.clone())
+    memory::watch(status, engine.memory_limit_bytes.clone(), engine.queries.clone())
         .map_err(|error| format!("watching memory: {error}"))?;
     temp::watch(config.temp_dir.clone(), config.max_temp_bytes)
         .map_err(|error| format!("watching spill files: {error}"))?;

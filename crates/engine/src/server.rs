@@ -33,7 +33,7 @@ use crate::{
     orders,
     queries::Reason,
     sessions, view,
-    wire::{Code, Health, Progress, SessionRequest, SessionSettings, ShutdownRequest, exit, header},
+    wire::{Code, Health, Progress, ResizeRequest, SessionRequest, SessionSettings, ShutdownRequest, exit, header},
 };
 
 use connections::Connections;
@@ -129,6 +129,7 @@ impl Server {
             (&Method::GET, "/commits") => commits::follow(&self.engine.mart.commits),
             (&Method::POST, "/checkpoint") => self.checkpoint(request).await,
             (&Method::POST, "/writers") => self.writers(request).await,
+            (&Method::POST, "/resize") => self.resize(request).await,
             (&Method::POST, "/shutdown") => self.shutdown(request).await,
             (method, path) if path.starts_with("/queries/") => {
                 self.running(method, &path["/queries/".len()..], &request)
@@ -141,6 +142,15 @@ impl Server {
             }
             (&Method::DELETE, "/principal") => self.end_principal(&request).await,
             _ => failed(&Failure::new(Code::NotFound, "no such path")),
+        }
+    }
+
+    async fn resize(&self, request: Request<Incoming>) -> Response<Body> {
+        match body::<ResizeRequest>(request).await {
+            Ok(size) => {
+                self.by_thread(move |engine| engine.resize(size).map(|()| serde_json::json!({ "resized": true }))).await
+            }
+            Err(failure) => failed(&failure),
         }
     }
 

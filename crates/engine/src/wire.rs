@@ -363,6 +363,15 @@ pub struct ShutdownRequest {
     pub grace_ms: u64,
 }
 
+/// Body of `POST /resize`: how large the engine is from now on.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ResizeRequest {
+    /// DuckDB's memory limit.
+    pub memory_limit_bytes: u64,
+    /// DuckDB's threads.
+    pub threads: u32,
+}
+
 /// How an engine's process ends.
 pub mod exit {
     /// Asked to by `POST /shutdown`.

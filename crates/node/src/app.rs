@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::audit::Audit;
+use http::HeaderMap;
+
+use crate::admission::Admission;
 use crate::auth::{Identity, Principal};
 use crate::clock;
 use crate::config::Config;
@@ -17,9 +20,16 @@ use crate::marts::{Marts, OpenMart};
 use crate::metrics::Metrics;
 use crate::names::{MartId, Tenant};
 use crate::past::Past;
-use crate::running::Running;
+use crate::profiles::{self, Profile};
+use crate::room::Room;
+use crate::router::Ask;
+use crate::running::{Entry, Running};
 use crate::verify::Verifier;
 use crate::visit::guests::{Guests, HasKeys, Now};
+use crate::watcher::Live;
+
+/// Names the profile of a request, over HTTP and Flight alike.
+pub(crate) const PROFILE: &str = "tarn-profile";
 
 /// The node's parts, as handlers see them.
 pub struct App {
@@ -35,6 +45,8 @@ pub struct App {
     pub audit: Audit,
     /// Open marts.
     pub marts: Marts,
+    /// Who runs and who waits.
+    pub admission: Arc<Admission>,
     /// Queries that can be cancelled.
     pub running: Running,
     /// Queries that nobody waits for, and what they leave.
@@ -72,7 +84,7 @@ impl App {
         let known = self.control.state().mart(id).map(|entry| entry.incarnation);
         let incarnation = match known {
             Some(incarnation) => incarnation,
-            None if self.is_dev(id) => match self.create_mart(id, true).await {
+            None if self.is_dev(id) => match self.create_mart(id, None, true).await {
                 Ok(entry) => entry.incarnation,
                 // Somebody else was faster.
                 Err(error) if error.code == Code::Conflict => self.incarnation(id)?,
@@ -85,6 +97,36 @@ impl App {
             }
         };
         self.marts.open(id, incarnation)
+    }
+
+    /// The profile that a request asks for in the header of that name, else its mart's, within what its token allows.
+    pub(crate) fn profile(&self, caller: &Principal, mart: &MartId, headers: &HeaderMap) -> Result<Profile, ApiError> {
+        let asked = match headers.get(PROFILE) {
+            Some(value) => Some(value.to_str().map_err(|_| unknown_profile("?"))?),
+            None => None,
+        };
+        let state = self.control.state();
+        let of_mart = state.mart(mart).and_then(|entry| entry.profile.as_deref());
+        let name = asked.or(of_mart).unwrap_or(profiles::DEFAULT);
+        let known = &self.config.profiles;
+        let allowed = |name: &str| caller.profiles.as_ref().is_none_or(|all| all.iter().any(|one| one == name));
+        if allowed(name) {
+            // A mart may name one that this node does not have.
+            let fallback = known.get(profiles::DEFAULT).filter(|_| asked.is_none());
+            return known.get(name).or(fallback).cloned().ok_or_else(|| unknown_profile(name));
+        }
+        let own = caller.profiles.iter().flatten().filter_map(|name| known.get(name)).min_by_key(|one| one.places);
+        match own {
+            Some(profile) if asked.is_none() => Ok(profile.clone()),
+            _ => Err(ApiError::new(Code::Forbidden, format!("this token may not ask for the profile `{name}`"))),
+        }
+    }
+
+    /// Waits for the query's turn and makes its engine large enough. The entry keeps both until the answer has ended.
+    pub(crate) async fn admit(&self, ask: &Ask, mart: &MartId, live: &Arc<Live>) -> Result<Entry, ApiError> {
+        let place = self.admission.enter(&mart.tenant, ask.id, ask.profile.places, ask.timeout).await?;
+        let room = Room::ask(live, ask.profile.size).await;
+        self.running.add(ask.id, &ask.principal, mart, live.clone(), (place, room))
     }
 
     /// Which life of the mart there is; it may not have been used since it was made elsewhere.
@@ -105,8 +147,21 @@ impl App {
     }
 
     /// Makes a mart: its log first, so that a mart that is known always has one.
-    pub async fn create_mart(&self, id: &MartId, with_tenant: bool) -> Result<MartEntry, ApiError> {
-        let entry = MartEntry { incarnation: uuid::Uuid::new_v4(), created_us: clock::now_us(), ancestors: Vec::new() };
+    pub async fn create_mart(
+        &self,
+        id: &MartId,
+        profile: Option<String>,
+        with_tenant: bool,
+    ) -> Result<MartEntry, ApiError> {
+        if let Some(name) = profile.as_deref().filter(|name| self.config.profiles.get(name).is_none()) {
+            return Err(unknown_profile(name));
+        }
+        let entry = MartEntry {
+            incarnation: uuid::Uuid::new_v4(),
+            created_us: clock::now_us(),
+            profile,
+            ancestors: Vec::new(),
+        };
         let ground = self.marts.ground();
         let replica = ground.replica(id, entry.incarnation)?;
         // Refused names must not leave a log behind.
@@ -154,6 +209,11 @@ impl App {
     fn is_dev(&self, id: &MartId) -> bool {
         self.config.publish.as_ref() == Some(id) || (id.tenant.as_str() == "default" && id.mart.as_str() == "dev")
     }
+}
+
+fn unknown_profile(name: &str) -> ApiError {
+    ApiError::new(Code::Invalid, format!("there is no profile `{name}`"))
+        .hint("`notebook`, `batch`, `heavy`, or one of the setting `profiles`")
 }
 
 pub(crate) fn not_found(id: &MartId) -> ApiError {

@@ -18,6 +18,7 @@ pub use settings::{Flag, SETTINGS, Setting, document};
 
 use crate::cluster::ClusterConfig;
 use crate::names::MartId;
+use crate::profiles::{Profiles, Size};
 use crate::stores::{BucketName, BucketTemplates, S3Config, StoreConfig};
 
 /// Read when no `--config` is given and it is there.
@@ -26,6 +27,11 @@ const FILE: &str = "tarn.toml";
 const LEAST_ENGINE_BYTES: u64 = 128 << 20;
 /// Heartbeats come five times as often, and each is a write to the store.
 const LEAST_TAKEOVER: Duration = Duration::from_secs(1);
+
+/// The guide's size for exploration, where the machine has it.
+const NOTEBOOK: Size = Size { threads: 4, memory_bytes: 16 << 30 };
+/// Most requests wait for the store or for their client, so a node takes many more than it has processors.
+const PLACES_PER_PROCESSOR: u32 = 64;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -79,6 +85,12 @@ pub struct Config {
     pub past_idle: Duration,
     /// This node among others.
     pub cluster: ClusterConfig,
+    /// Sizes that requests may ask for.
+    pub profiles: Profiles,
+    /// Places of all that runs at once.
+    pub running_queries: u32,
+    /// How long a request waits for its place.
+    pub queue_wait: Duration,
     /// Deadline of a query that names none.
     pub query_timeout: Duration,
     /// How long an answer waits for durability.
@@ -114,6 +126,13 @@ pub struct EngineLimits {
     pub required_walls: Vec<Wall>,
     /// The httpfs extension, if it was found.
     pub httpfs: Option<PathBuf>,
+}
+
+impl EngineLimits {
+    /// How large an engine begins.
+    pub fn size(&self) -> Size {
+        Size { threads: self.threads, memory_bytes: self.memory_bytes }
+    }
 }
 
 /// What is kept of marts' past, and how often what is done to it. None means never.
@@ -172,6 +191,7 @@ impl Config {
             return Err(ConfigError::of("control", "a tenant's bucket could have this name"));
         }
         let publish = layers.text("publish");
+        let engine = engine(layers)?;
         Ok(Self {
             oidc: Oidc::resolve(layers)?,
             audit: AuditConfig::resolve(layers, &state_dir)?,
@@ -182,7 +202,13 @@ impl Config {
             buckets,
             admin_token: layers.optional("admin_token"),
             master_key: layers.optional("master_key"),
-            engine: engine(layers)?,
+            profiles: profiles(layers, engine.size())?,
+            running_queries: match layers.parse("running_queries")? {
+                0 => PLACES_PER_PROCESSOR.saturating_mul(processors()),
+                places => places,
+            },
+            queue_wait: Duration::from_millis(layers.parse("queue_wait_ms")?),
+            engine,
             checkpoints: Checkpoints {
                 wal_bytes: layers.bytes("checkpoint_wal")?,
                 idle: Duration::from_millis(layers.parse("checkpoint_idle_ms")?),
@@ -290,14 +316,14 @@ fn is_host_and_port(text: &str) -> bool {
 fn engine(layers: &Layers) -> Result<EngineLimits, ConfigError> {
     let memory_bytes = match layers.optional("engine_memory") {
         Some(_) => layers.bytes("engine_memory")?,
-        None => (machine_memory_bytes() / 4).max(512 << 20),
+        None => (machine_memory_bytes() / 4).clamp(512 << 20, NOTEBOOK.memory_bytes),
     };
     if memory_bytes < LEAST_ENGINE_BYTES {
         return Err(ConfigError::of("engine_memory", format!("wants at least {}MB", LEAST_ENGINE_BYTES >> 20)));
     }
     let threads = match layers.optional("engine_threads") {
         Some(_) => layers.parse("engine_threads")?,
-        None => std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+        None => processors().min(NOTEBOOK.threads),
     };
     if threads == 0 {
         return Err(ConfigError::of("engine_threads", "wants at least 1"));
@@ -316,6 +342,19 @@ fn engine(layers: &Layers) -> Result<EngineLimits, ConfigError> {
         required_walls: required_walls(&layers.text("require_walls"))?,
         httpfs: httpfs(layers),
     })
+}
+
+/// Nothing is larger than three quarters of the machine's memory.
+fn profiles(layers: &Layers, least: Size) -> Result<Profiles, ConfigError> {
+    let most = Size {
+        threads: processors().max(least.threads),
+        memory_bytes: (machine_memory_bytes() / 4 * 3).max(least.memory_bytes),
+    };
+    Profiles::parse(&layers.text("profiles"), least, most).map_err(|error| ConfigError::of("profiles", error))
+}
+
+fn processors() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
 }
 
 fn required_walls(text: &str) -> Result<Vec<Wall>, ConfigError> {
@@ -421,7 +460,7 @@ fn scalar(value: &figment::value::Value) -> Option<String> {
 }
 
 /// `512MB`, `2 GB`, `1048576`; units are powers of 1024, as DuckDB's `MiB` and not its `MB`.
-fn parse_bytes(text: &str) -> Option<u64> {
+pub(crate) fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim().to_ascii_uppercase();
     let units = [("KB", 10), ("MB", 20), ("GB", 30), ("TB", 40), ("B", 0)];
     let (number, shift) =

@@ -24,6 +24,7 @@ use crate::names::MartId;
 use crate::orders::refused;
 use crate::past::{At, Past, parse_at};
 use crate::pins::Pin;
+use crate::room::Room;
 use crate::supervisor::{Blank, Launch, MartLock, REPLAY, SpawnError};
 use crate::watcher::Live;
 
@@ -261,7 +262,13 @@ impl Followers {
             started => started,
         };
         let (engine, grant) = started.map_err(|error| trouble(&error))?;
-        let live = Arc::new(Live { engine, epoch: position.epoch, dir: place.0.clone(), running: AtomicUsize::new(0) });
+        let live = Arc::new(Live {
+            engine,
+            epoch: position.epoch,
+            dir: place.0.clone(),
+            running: AtomicUsize::new(0),
+            room: Room::new(self.ground.limits.size()),
+        });
         Ok(Arc::new(Follower {
             live,
             view,

@@ -4,6 +4,7 @@
 //! Dependencies point one way: `cli`, `http`, `flight` → `app`, `running` → `auth`, `control`, `router` → `marts` → `replicator` → `watcher` → `supervisor` →
 //! `engine_client`; `stores`, `cluster` and `gateway` stand beside them.
 
+pub mod admission;
 pub mod app;
 pub mod archive;
 pub mod audit;
@@ -28,9 +29,11 @@ pub mod names;
 pub mod orders;
 pub mod past;
 pub mod pins;
+pub mod profiles;
 pub mod publish;
 pub mod replicator;
 pub mod revocation;
+pub mod room;
 pub mod router;
 pub mod running;
 pub mod scratch;

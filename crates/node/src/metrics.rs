@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use replica::Position;
 
+use crate::admission::Counts;
 use crate::gateway::{Direction, TrafficBytes};
 use crate::names::MartId;
 
@@ -151,6 +152,23 @@ impl Page {
 
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// Requests that run and wait, by tenant.
+pub fn admission(counts: &[Counts]) -> String {
+    let mut text = String::new();
+    let families = [
+        ("tarn_queries_in_flight", "Places that running queries take."),
+        ("tarn_queries_queued", "Queries that wait for a place."),
+    ];
+    for (name, help) in families {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+        for Counts { tenant, places, waiting } in counts {
+            let value = if name.ends_with("queued") { *waiting as u64 } else { u64::from(*places) };
+            let _ = writeln!(text, "{name}{{tenant=\"{tenant}\"}} {value}");
+        }
+    }
+    text
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ use uuid::Uuid;
 use crate::engine_client::{ClientError, EngineBody, request};
 use crate::error::{ApiError, Code, Outcome};
 use crate::marts::OpenMart;
+use crate::profiles::Profile;
 use crate::supervisor::{DEAF, DEAF_MS, MEMORY};
 use crate::watcher::{Landed, Live};
 
@@ -78,6 +79,8 @@ pub struct Ask {
     pub role: Role,
     /// When to acknowledge.
     pub durability: Durability,
+    /// How large its engine is to be meanwhile.
+    pub profile: Profile,
     /// Its deadline, or the one of a body that names none.
     pub timeout: Duration,
     /// Passed on as they are: `Accept`, `Idempotency-Key`, what describes the body.

@@ -16,10 +16,12 @@ use http_body::{Frame, SizeHint};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use crate::admission::Place;
 use crate::auth::Principal;
 use crate::engine_client;
 use crate::error::{ApiError, Code};
 use crate::names::MartId;
+use crate::room::Asked;
 use crate::watcher::Live;
 
 /// Queries whose answer has not ended, by id.
@@ -35,7 +37,10 @@ struct Owned {
 }
 
 /// A query's entry among the running, until dropped.
-pub(crate) struct Entry(Running, Uuid);
+pub(crate) struct Entry(Running, Uuid, #[expect(dead_code, reason = "held until the answer has ended")] Holds);
+
+/// What a running query holds: its places, and the size that its engine has for it.
+type Holds = (Place, Asked);
 
 impl Entry {
     /// The answer's body, which keeps the entry until its end.
@@ -51,14 +56,21 @@ struct Tracked {
 }
 
 impl Running {
-    pub(crate) fn add(&self, id: Uuid, principal: &str, mart: &MartId, live: Arc<Live>) -> Result<Entry, ApiError> {
+    pub(crate) fn add(
+        &self,
+        id: Uuid,
+        principal: &str,
+        mart: &MartId,
+        live: Arc<Live>,
+        holds: Holds,
+    ) -> Result<Entry, ApiError> {
         let mut running = self.lock();
         if running.contains_key(&id) {
             return Err(ApiError::new(Code::Conflict, "a query with this id is running"));
         }
         live.running.fetch_add(1, Ordering::Relaxed);
         running.insert(id, Owned { principal: principal.to_owned(), mart: mart.clone(), live });
-        Ok(Entry(self.clone(), id))
+        Ok(Entry(self.clone(), id, holds))
     }
 
     /// Asks the engine that runs a query about it. Only its owner, who may still enter its mart, and an administrator learn that it

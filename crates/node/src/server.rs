@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
 
+use crate::admission::Admission;
 use crate::app::App;
 use crate::audit::Audit;
 use crate::auth::issuer::Issuer;
@@ -180,6 +181,7 @@ impl Server {
             .map_err(|error| system("can't prepare to fetch the keys of `oidc_issuer`")(io::Error::other(error)))?;
         let audit =
             Audit::start(&config.audit).map_err(system("can't open the audit log; the setting `audit` names it"))?;
+        let (config_places, queue_wait) = (config.running_queries, config.queue_wait);
         let ground = Arc::new(ground);
         let counted = Arc::new(Metrics::default());
         let app = Arc::new(App {
@@ -191,6 +193,7 @@ impl Server {
             guests: Arc::default(),
             audit,
             marts: Marts::new(ground.clone()),
+            admission: Admission::new(config_places, queue_wait),
             running: Running::default(),
             verifier: Verifier::new(ground.clone(), counted.clone()),
             metrics: counted,
@@ -358,7 +361,7 @@ async fn publish_dev(app: Arc<App>, id: MartId, stop: CancellationToken) {
     let target = publish::Target { path, max_bytes: app.config.publish_max_bytes };
     // On a new installation the dev mart is there from the start; one that was dropped comes back when it is used.
     if app.control.version() == 0
-        && let Err(error) = app.create_mart(&id, true).await
+        && let Err(error) = app.create_mart(&id, None, true).await
     {
         tracing::warn!(%error, mart = %id, "the dev mart can't be made yet");
     }

@@ -13,6 +13,7 @@ mod spawn;
 
 use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
 use engine::wire;
@@ -25,8 +26,9 @@ pub use lock::MartLock;
 pub use socket::SocketDir;
 pub use spawn::{Blank, DEAF_MS, Launch, SpawnError};
 
-use crate::engine_client::EngineClient;
+use crate::engine_client::{CallError, EngineClient};
 use crate::names::MartId;
+use crate::profiles::Size;
 
 /// A running engine. Dropping it kills the process.
 pub struct Engine {
@@ -34,6 +36,7 @@ pub struct Engine {
     pid: u32,
     kill: CancellationToken,
     exited: watch::Receiver<Option<&'static str>>,
+    group: Option<Arc<Group>>,
     /// The node's end of the life line: the engine ends when it is closed, also by the node's death.
     _life: OwnedFd,
 }
@@ -44,6 +47,8 @@ impl Engine {
         let (send, exited) = watch::channel(None);
         let pid = child.id().unwrap_or_default();
         let killed = kill.clone();
+        let group = group.map(Arc::new);
+        let limited = group.clone();
         tokio::spawn(async move {
             let ended = tokio::select! {
                 ended = child.wait() => ended,
@@ -55,7 +60,7 @@ impl Engine {
             };
             match ended {
                 Ok(status) => {
-                    let reason = match group.as_ref().is_some_and(Group::ran_out_of_memory) {
+                    let reason = match limited.as_ref().is_some_and(|group| group.ran_out_of_memory()) {
                         true => MEMORY,
                         false => exit_reason(status),
                     };
@@ -65,12 +70,23 @@ impl Engine {
                 Err(error) => tracing::error!(mart = %id, pid, %error, "can't wait for an engine"),
             }
         });
-        Self { client, pid, kill, exited, _life: life }
+        Self { client, pid, kill, exited, group, _life: life }
     }
 
     /// Requests to it.
     pub fn client(&self) -> &EngineClient {
         &self.client
+    }
+
+    /// Makes it larger or smaller while it runs.
+    pub async fn resize(&self, size: Size) -> Result<(), CallError> {
+        let request = wire::ResizeRequest { memory_limit_bytes: size.memory_bytes, threads: size.threads };
+        let share = Share { cpus: Some(size.threads), memory_bytes: size.memory_bytes };
+        // The group is never the smaller of the two.
+        if let Some(group) = &self.group {
+            group.resize(share);
+        }
+        self.client.call::<_, serde_json::Value>("/resize", &request).await.map(drop)
     }
 
     /// Its process id.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::cluster::Elsewhere;
 use crate::error::{ApiError, Code};
+use crate::room::Room;
 use crate::supervisor::Engine;
 
 /// An engine that takes requests.
@@ -22,6 +23,8 @@ pub struct Live {
     pub dir: std::path::PathBuf,
     /// Queries that it has been given and whose answers have not ended.
     pub running: AtomicUsize,
+    /// How large it is.
+    pub room: Room,
 }
 
 /// Where an open mart stands.

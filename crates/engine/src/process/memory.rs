@@ -1,6 +1,16 @@
 //! Keeps the process's memory near DuckDB's limit: some functions allocate far past it without asking.
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc, thread, time::Duration};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use crate::{queries::Queries, wire::exit};
 
@@ -41,12 +51,13 @@ impl Status {
 }
 
 /// Stops stalled results when the process comes near `limit_bytes` and the margin, and ends it when it passes them.
-pub(super) fn watch(status: Status, limit_bytes: u64, queries: Arc<Queries>) -> io::Result<()> {
-    let limit = limit_bytes.saturating_add(MARGIN_BYTES);
-    let pressure = limit_bytes.saturating_add(PRESSURE_BYTES);
+pub(super) fn watch(status: Status, limit_bytes: Arc<AtomicU64>, queries: Arc<Queries>) -> io::Result<()> {
     thread::Builder::new().name("memory".into()).spawn(move || {
         loop {
             thread::sleep(LOOK);
+            let limit_bytes = limit_bytes.load(Ordering::Relaxed);
+            let limit = limit_bytes.saturating_add(MARGIN_BYTES);
+            let pressure = limit_bytes.saturating_add(PRESSURE_BYTES);
             let Ok(bytes) = status.anonymous_bytes() else { continue };
             if bytes > limit {
                 eprintln!("engine: memory passed its limit by {} MB", MARGIN_BYTES >> 20);

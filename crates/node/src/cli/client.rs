@@ -23,7 +23,10 @@ impl Client {
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let request = self.http.request(method, format!("{}{path}", self.dsn.base_url()));
+        let mut request = self.http.request(method, format!("{}{path}", self.dsn.base_url()));
+        if let Some(profile) = &self.dsn.profile {
+            request = request.header(crate::app::PROFILE, profile);
+        }
         match &self.dsn.token {
             Some(token) => request.bearer_auth(token),
             None => request,

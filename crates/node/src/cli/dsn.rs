@@ -1,4 +1,4 @@
-//! `tarn://[TOKEN@]HOST:PORT/TENANT/MART[?tls=true][&at=MOMENT]`: which mart on which node, as whom.
+//! `tarn://[TOKEN@]HOST:PORT/TENANT/MART[?tls=true][&at=MOMENT][&profile=NAME]`: which mart on which node, as whom.
 
 use std::fmt;
 use std::path::Path;
@@ -22,6 +22,8 @@ pub(super) struct Dsn {
     pub mart: Option<Mart>,
     /// An earlier moment, for queries.
     pub at: Option<String>,
+    /// The profile of queries.
+    pub profile: Option<String>,
 }
 
 impl fmt::Debug for Dsn {
@@ -66,14 +68,13 @@ impl Dsn {
         if host.is_empty() {
             return Err(bad("the DSN names no host"));
         }
-        let mut dsn = Self { host: host.to_owned(), tls: false, token, tenant: None, mart: None, at: None };
+        let mut dsn =
+            Self { host: host.to_owned(), tls: false, token, tenant: None, mart: None, at: None, profile: None };
         for option in options.split('&').filter(|option| !option.is_empty()) {
             match option.split_once('=') {
                 Some(("tls", value)) => dsn.tls = value.parse().map_err(|_| bad("`tls` wants true or false"))?,
                 Some(("at", value)) => dsn.at = Some(unescape(value).ok_or_else(|| bad("`at` can't be read"))?),
-                Some((name @ "profile", _)) => {
-                    return Err(bad(&format!("this version does not have the option `{name}`")));
-                }
+                Some(("profile", value)) => dsn.profile = Some(value.to_owned()),
                 _ => return Err(bad("unknown option in the DSN")),
             }
         }

@@ -18,6 +18,9 @@ pub(super) enum Command {
     Create {
         /// The new mart (default: TARN_DSN).
         dsn: Option<String>,
+        /// The profile of requests that name none.
+        #[arg(long)]
+        profile: Option<String>,
     },
     /// List a tenant's marts.
     #[command(after_help = "Example:\n  tarn mart list tarn://127.0.0.1:8642/default")]
@@ -41,11 +44,11 @@ pub(super) enum Command {
 
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Create { dsn } => {
+        Command::Create { dsn, profile } => {
             let client = Client::new(Dsn::find(dsn.as_deref())?);
             let mart = client.dsn().mart_id()?;
             let request = client.request(Method::POST, &format!("/v1/tenants/{}/marts", mart.tenant));
-            client.json(request.json(&json!({"name": mart.mart}))).await?;
+            client.json(request.json(&json!({"name": mart.mart, "profile": profile}))).await?;
             eprintln!("mart `{mart}` made");
         }
         Command::List { dsn, json } => {

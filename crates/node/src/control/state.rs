@@ -41,6 +41,9 @@ pub struct MartEntry {
     pub incarnation: Uuid,
     /// When it was made, microseconds since the Unix epoch.
     pub created_us: i64,
+    /// The profile of requests that name none; none is the node's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
     /// The marts it was branched from, oldest first: it shares objects with any of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<Ancestor>,

@@ -19,6 +19,7 @@ use crate::auth::{self, Principal, Shown};
 use crate::connection::ConnectionId;
 use crate::error::{ApiError, Code};
 use crate::names::{MartId, Tenant};
+use crate::profiles::Profile;
 use crate::router::Durability;
 use crate::visit;
 
@@ -43,6 +44,8 @@ pub(super) struct Call {
     /// An earlier moment.
     pub at: Option<String>,
     pub idempotency_key: Option<HeaderValue>,
+    /// How large its engine is to be meanwhile.
+    pub profile: Profile,
 }
 
 /// What calls have in common that belong to one client: its cookie, else its handshake, else its connection.
@@ -74,12 +77,15 @@ impl Call {
         };
         visit::about(&mart);
         let role = principal.role_in(&mart)?;
+        let profile = app.profile(&principal, &mart, headers)?;
+        let usual = profile.timeout.unwrap_or(app.config.query_timeout);
         Ok(Self {
             mart,
             role,
+            profile,
             place: place(headers, extensions, greeted_place)?,
             durability: durability(headers)?,
-            timeout: timeout(headers, app.config.query_timeout)?,
+            timeout: timeout(headers, usual)?,
             at: text(headers, &AT)?.map(str::to_owned),
             idempotency_key: headers.get(header::IDEMPOTENCY_KEY).cloned(),
             principal,

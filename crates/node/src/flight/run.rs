@@ -75,6 +75,7 @@ impl Flight {
             role: call.role,
             durability: call.durability,
             timeout: call.timeout,
+            profile: call.profile.clone(),
             headers,
             reads_only,
         };
@@ -84,7 +85,7 @@ impl Flight {
                     .hint("branch the mart there, or restore it, to write"));
             }
             let live = app.followers.at(&call.mart, app.known(&call.mart).await?, at).await?;
-            let entry = app.running.add(id, &ask.principal, &call.mart, live.clone())?;
+            let entry = app.admit(&ask, &call.mart, &live).await?;
             router::query_past(&live, &ask, body).await?.map(|body| entry.until_sent(body))
         } else {
             let mart = app.mart(&call.mart).await?;
@@ -93,7 +94,7 @@ impl Flight {
                 mart.writers_may_pass().await;
             }
             let live = mart.live().await?;
-            let entry = app.running.add(id, &ask.principal, &call.mart, live.clone())?;
+            let entry = app.admit(&ask, &call.mart, &live).await?;
             let wait = app.config.durable_wait;
             router::query(&mart, live, &ask, body, wait).await?.map(|body| entry.until_sent(body))
         };

@@ -89,9 +89,10 @@ pub(super) async fn branch(
     };
     let state = app.control.state();
     let parent = state.mart(&id).ok_or_else(|| super::not_found(&id))?;
+    let profile = parent.profile.clone();
     let mut ancestors = parent.ancestors.clone();
     ancestors.push(Ancestor { mart: id.mart.clone(), incarnation: parent.incarnation });
-    let entry = MartEntry { incarnation: Uuid::new_v4(), created_us: clock::now_us(), ancestors };
+    let entry = MartEntry { incarnation: Uuid::new_v4(), created_us: clock::now_us(), profile, ancestors };
     let ground = app.marts.ground();
     let replica = ground.replica(&child, entry.incarnation)?;
     let open = app.mart(&id).await?;

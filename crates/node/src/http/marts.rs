@@ -18,6 +18,9 @@ use crate::names::{Mart, MartId};
 #[serde(deny_unknown_fields)]
 struct NewMart {
     name: Mart,
+    /// Of requests that name none.
+    #[serde(default)]
+    profile: Option<String>,
 }
 
 pub(super) async fn list(
@@ -43,10 +46,10 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let tenant = tenant_name(&tenant)?;
     caller.require_admin_of_all(&tenant)?;
-    let NewMart { name: mart } = read_json(body).await?;
+    let NewMart { name: mart, profile } = read_json(body).await?;
     let id = MartId { tenant, mart };
     // The node's administrator may make the tenant along with its first mart.
-    let entry = app.create_mart(&id, caller.require_node_admin().is_ok()).await?;
+    let entry = app.create_mart(&id, profile, caller.require_node_admin().is_ok()).await?;
     Ok(json(describe(&id.mart, &entry)))
 }
 
@@ -106,5 +109,5 @@ pub(super) async fn delete(
 }
 
 fn describe(name: &Mart, mart: &MartEntry) -> Value {
-    json!({"name": name, "created": clock::rfc3339(mart.created_us)})
+    json!({"name": name, "created": clock::rfc3339(mart.created_us), "profile": mart.profile})
 }

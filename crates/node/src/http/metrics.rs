@@ -29,7 +29,8 @@ pub fn open_routes(app: Shared) -> Router {
 
 fn page(app: &App) -> Response {
     let fetched = app.followers.fetched_bytes();
-    let text = app.metrics.page(&app.marts.ground().gateway.traffic(), fetched, Instant::now());
+    let mut text = app.metrics.page(&app.marts.ground().gateway.traffic(), fetched, Instant::now());
+    text.push_str(&metrics::admission(&app.admission.counts()));
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 

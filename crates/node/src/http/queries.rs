@@ -180,12 +180,14 @@ async fn rows_of(app: &App, job: &Job, rows: &Rows, page: Page, headers: &Header
     };
     let live = rows.engine().ok_or_else(gone)?;
     let mart = app.mart(&job.mart).await?;
+    let profile = rows.profile.clone();
     let ask = Ask {
         path: "/query",
         id: query_id(headers)?,
         principal: rows.who.principal.clone(),
         role: rows.who.role,
         durability: Durability::Local,
+        profile,
         timeout: app.config.query_timeout,
         headers: query::accept(headers)?.into_iter().collect(),
         reads_only: true,
@@ -195,7 +197,7 @@ async fn rows_of(app: &App, job: &Job, rows: &Rows, page: Page, headers: &Header
         (None, Some(most)) => json!({"sql": page.sql(None), "max_rows": most, "session": rows.session}),
         (_, most) => json!({"sql": page.sql(most), "session": rows.session}),
     };
-    let entry = app.running.add(ask.id, &ask.principal, &job.mart, live.clone())?;
+    let entry = app.admit(&ask, &job.mart, &live).await?;
     let mut answer = router::query(&mart, live, &ask, body.to_string().into(), app.config.durable_wait).await?;
     if answer.extensions().get::<ApiError>().is_some_and(|error| error.code == Code::NotFound) {
         return Err(gone());
@@ -228,6 +230,9 @@ async fn describe(app: &App, job: &Job) -> Value {
     let mut more = Vec::new();
     match job.state() {
         JobState::Queued => {}
+        JobState::Running(_) if let Some(position) = app.admission.position(&job.mart.tenant, job.id) => {
+            more.push(("queue_position", json!(position)));
+        }
         JobState::Running(since) => {
             state = "running";
             // Before it has reached its engine it is at its beginning; for all that can be told, otherwise, too.

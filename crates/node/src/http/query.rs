@@ -87,13 +87,16 @@ pub(super) async fn check(
     let body = read_body(body).await?;
     let parsed: QueryBody = parse_object(&body)?;
     visit::says(&parsed.sql);
+    let profile = app.profile(caller, &mart, headers)?;
+    let usual = profile.timeout.unwrap_or(app.config.query_timeout);
     let ask = Ask {
         path: "/query",
         id,
         principal: caller.id.clone(),
         role,
         durability: parsed.durability.unwrap_or_default(),
-        timeout: parsed.timeout_ms.map_or(app.config.query_timeout, Duration::from_millis),
+        timeout: parsed.timeout_ms.map_or(usual, Duration::from_millis),
+        profile,
         headers: passed_on(headers)?,
         reads_only: (role == Role::Reader && parsed.at.is_none() && parsed.session.is_none())
             || only_reads(&parsed.sql),
@@ -124,7 +127,7 @@ pub(super) async fn answer(app: &App, checked: Checked) -> Result<Response, ApiE
     let Checked { mart: mart_id, ask, body, sql, at, session, .. } = checked;
     if let Some(at) = at {
         let live = app.followers.at(&mart_id, app.known(&mart_id).await?, &at).await?;
-        let entry = app.running.add(ask.id, &ask.principal, &mart_id, live.clone())?;
+        let entry = app.admit(&ask, &mart_id, &live).await?;
         let response = router::query_past(&live, &ask, body.into()).await?;
         return Ok(response.map(|body| entry.until_sent(body)));
     }
@@ -141,7 +144,7 @@ pub(super) async fn answer(app: &App, checked: Checked) -> Result<Response, ApiE
         false => (ask, body),
     };
     let live = mart.live().await?;
-    let entry = app.running.add(ask.id, &ask.principal, &mart_id, live.clone())?;
+    let entry = app.admit(&ask, &mart_id, &live).await?;
     let response = router::query(&mart, live, &ask, body.into(), app.config.durable_wait).await?;
     Ok(response.map(|body| entry.until_sent(body)))
 }

@@ -82,13 +82,16 @@ pub(super) async fn load(
         });
         let mut passed = passed_on(&headers)?;
         passed.insert(HeaderName::from_static(header::LOAD), encoded(&request.to_string()));
+        let profile = app.profile(&caller, &mart_id, &headers)?;
+        let usual = profile.timeout.unwrap_or(app.config.query_timeout);
         let ask = Ask {
             path: "/load",
             id,
             principal: caller.id,
             role,
             durability: options.durability.unwrap_or_default(),
-            timeout: options.timeout_ms.map_or(app.config.query_timeout, Duration::from_millis),
+            timeout: options.timeout_ms.map_or(usual, Duration::from_millis),
+            profile,
             headers: passed,
             reads_only: false,
         };
@@ -97,7 +100,7 @@ pub(super) async fn load(
             mart.writers_may_pass().await;
         }
         let live = mart.live().await?;
-        let entry = app.running.add(id, &ask.principal, &mart_id, live.clone())?;
+        let entry = app.admit(&ask, &mart_id, &live).await?;
         let response = router::query(&mart, live, &ask, body, app.config.durable_wait).await?;
         Ok(response.map(|body| entry.until_sent(body)))
     };

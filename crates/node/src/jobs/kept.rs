@@ -9,6 +9,7 @@ use replica::Position;
 use uuid::Uuid;
 
 use crate::error::{ApiError, Code};
+use crate::profiles::Profile;
 use crate::router::{Who, close_session};
 use crate::watcher::Live;
 
@@ -33,6 +34,8 @@ pub struct Rows {
     pub position: Option<Position>,
     /// Whether that was in the object store when they were made.
     pub durable: bool,
+    /// The size of the query that made them, and of whoever reads them.
+    pub profile: Profile,
 }
 
 /// An answer as it would have been sent.

@@ -30,6 +30,7 @@ use crate::gateway;
 use crate::names::MartId;
 use crate::orders::{Order, Reply, Swapped};
 use crate::replicator::{End, Feed, FeedError, Quiet, Replicator};
+use crate::room::Room;
 use crate::stores::StoreError;
 use crate::supervisor::{Blank, Engine, Launch, MartLock, SpawnError};
 use crate::watcher::{Live, Phase, Progress};
@@ -366,7 +367,8 @@ impl Life {
         match self.compare(&engine, shipper).await {
             Ok(feed) => {
                 let (epoch, running) = (shipper.epoch(), AtomicUsize::new(0));
-                Ok((Arc::new(Live { engine, epoch, dir: dir.to_owned(), running }), feed, grant))
+                let room = Room::new(self.ground.limits.size());
+                Ok((Arc::new(Live { engine, epoch, dir: dir.to_owned(), running, room }), feed, grant))
             }
             Err(trouble) => {
                 // The next engine must not meet this one.

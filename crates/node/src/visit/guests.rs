@@ -242,7 +242,7 @@ mod tests {
         let mut state = State::default();
         let marts = [(
             "sales".parse().expect("a legal name"),
-            MartEntry { incarnation: uuid::Uuid::new_v4(), created_us: 1, ancestors: Vec::new() },
+            MartEntry { incarnation: uuid::Uuid::new_v4(), created_us: 1, profile: None, ancestors: Vec::new() },
         )];
         state.tenants.insert(acme(), TenantEntry { created_us: 1, marts: marts.into() });
         let new = NewToken {

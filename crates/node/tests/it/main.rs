@@ -24,6 +24,7 @@ mod sandbox;
 mod seaweed;
 mod server;
 mod sessions;
+mod sizes;
 mod stops;
 mod stores;
 mod streams;

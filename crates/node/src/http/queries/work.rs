@@ -81,12 +81,20 @@ async fn stop(
 async fn keep_rows(app: &App, checked: &Checked) -> Result<End, ApiError> {
     let mart = app.mart(&checked.mart).await?;
     let live = mart.live().await?;
-    let _entry = app.running.add(checked.ask.id, &checked.ask.principal, &checked.mart, live.clone())?;
+    let _entry = app.admit(&checked.ask, &checked.mart, &live).await?;
     let who = Who { principal: checked.ask.principal.clone(), role: checked.ask.role };
     let session = router::open_session(&live, &who).await?;
     let live_until = Arc::downgrade(&live);
-    let mut rows =
-        Rows { live: live_until, who, session, rows: 0, most: checked.max_rows, position: None, durable: false };
+    let mut rows = Rows {
+        live: live_until,
+        who,
+        session,
+        rows: 0,
+        most: checked.max_rows,
+        position: None,
+        durable: false,
+        profile: checked.ask.profile.clone(),
+    };
     let kept = async {
         let body = query::keep_body(checked, session)?;
         // Without a key: a read may run again, and does for whoever sends it again.
