@@ -28,6 +28,17 @@ pub struct Metrics {
     lags: Mutex<HashMap<MartId, Lag>>,
 }
 
+/// How often engines were started again, by why the one before had ended.
+#[derive(Debug, Default)]
+pub struct Restarts(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Restarts {
+    /// Once more.
+    pub fn count(&self, reason: &'static str) {
+        *lock(&self.0).entry(reason).or_default() += 1;
+    }
+}
+
 /// Commits of a mart that are not durable, oldest first, with when they were first seen.
 #[derive(Debug, Default)]
 struct Lag {
@@ -69,7 +80,7 @@ impl Metrics {
     }
 
     /// The page.
-    pub fn page(&self, traffic: &[TrafficBytes], past_fetched: u64, now: Instant) -> String {
+    pub fn page(&self, traffic: &[TrafficBytes], past_fetched: u64, restarts: &Restarts, now: Instant) -> String {
         let mut page = Page::default();
         page.family("tarn_build_info", "gauge", "Always 1; the labels say what runs.");
         page.sample("tarn_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
@@ -106,6 +117,11 @@ impl Metrics {
         let name = "tarn_past_fetched_bytes_total";
         page.family(name, "counter", "Bytes of blocks that queries of earlier moments fetched from the object store.");
         page.sample(name, &[], past_fetched as f64);
+        let name = "tarn_engine_restarts_total";
+        page.family(name, "counter", "Engines started again, by why the one before had ended.");
+        for (reason, count) in lock(&restarts.0).iter() {
+            page.sample(name, &[("reason", *reason)], *count as f64);
+        }
         let name = "tarn_gateway_bytes_total";
         page.family(name, "counter", "Bytes that passed the gateway between engines and the object store.");
         for count in traffic {
@@ -167,12 +183,16 @@ mod tests {
         metrics.restore_verified(&id(), 1_500_000);
         metrics.snapshot_taken(&id(), 2_000_000);
         let traffic = [TrafficBytes { tenant: id().tenant, direction: Direction::Write, bytes: 12_345_678_901 }];
-        let page = metrics.page(&traffic, 7, Instant::now());
+        let restarts = Restarts::default();
+        restarts.count("memory");
+        restarts.count("memory");
+        let page = metrics.page(&traffic, 7, &restarts, Instant::now());
         for line in [
             "# TYPE tarn_last_verified_restore_timestamp_seconds gauge",
             "tarn_last_verified_restore_timestamp_seconds{tenant=\"acme\",mart=\"sales\"} 1.5",
             "tarn_last_snapshot_timestamp_seconds{tenant=\"acme\",mart=\"sales\"} 2",
             "tarn_past_fetched_bytes_total 7",
+            "tarn_engine_restarts_total{reason=\"memory\"} 2",
             "# TYPE tarn_gateway_bytes_total counter",
             "tarn_gateway_bytes_total{tenant=\"acme\",direction=\"write\"} 12345678901",
         ] {

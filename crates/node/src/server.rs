@@ -39,7 +39,7 @@ use crate::gateway::Gateway;
 use crate::http::{metrics_routes, routes};
 use crate::jobs::Jobs;
 use crate::marts::{Ground, Marts};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Restarts};
 use crate::names::MartId;
 use crate::pins::AllPins;
 use crate::publish;
@@ -141,20 +141,14 @@ impl Server {
         let control = Control::open(bucket.clone()).await?;
         let cluster = Cluster::new(&state_dir, config.cluster.clone(), bucket)
             .map_err(system("can't keep the node's id in the state directory"))?;
-        let groups = Groups::find(&state_dir);
-        if let Some(why) = groups.lacking() {
-            tracing::warn!(
-                why,
-                "engines get no control groups of their own: they watch their own memory, and busy tenants share the processors by session"
-            );
-        }
         let ground = Ground {
             state_dir: state_dir.clone(),
             cluster: Arc::new(cluster),
             stores: stores.clone(),
             gateway: Gateway::new(stores),
             sockets: SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?,
-            groups,
+            groups: Groups::find(&state_dir),
+            restarts: Restarts::default(),
             limits: config.engine.clone(),
             checkpoints: config.checkpoints,
             pins: AllPins::default(),
