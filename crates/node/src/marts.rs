@@ -24,7 +24,7 @@ use crate::cluster::{Cluster, Elsewhere};
 use crate::config::{Checkpoints, EngineLimits};
 use crate::error::{ApiError, Code};
 use crate::gateway::Gateway;
-use crate::metrics::Restarts;
+use crate::metrics::Metrics;
 use crate::names::MartId;
 use crate::orders::{self, Order};
 use crate::pins::AllPins;
@@ -54,8 +54,8 @@ pub struct Ground {
     pub sockets: SocketDir,
     /// Their control groups.
     pub groups: Groups,
-    /// How often they were started again.
-    pub restarts: Restarts,
+    /// Where their ends are counted.
+    pub metrics: Arc<Metrics>,
     /// What engines may use.
     pub limits: EngineLimits,
     /// When their logs are folded.

@@ -26,17 +26,7 @@ pub struct Metrics {
     verified: Mutex<BTreeMap<MartId, i64>>,
     snapshots: Mutex<BTreeMap<MartId, i64>>,
     lags: Mutex<HashMap<MartId, Lag>>,
-}
-
-/// How often engines were started again, by why the one before had ended.
-#[derive(Debug, Default)]
-pub struct Restarts(Mutex<BTreeMap<&'static str, u64>>);
-
-impl Restarts {
-    /// Once more.
-    pub fn count(&self, reason: &'static str) {
-        *lock(&self.0).entry(reason).or_default() += 1;
-    }
+    restarts: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// Commits of a mart that are not durable, oldest first, with when they were first seen.
@@ -70,6 +60,11 @@ impl Metrics {
         lock(&self.snapshots).insert(id.clone(), time_us);
     }
 
+    /// An engine is started again after one that ended for this reason.
+    pub fn engine_restarted(&self, reason: &'static str) {
+        *lock(&self.restarts).entry(reason).or_default() += 1;
+    }
+
     /// How far open marts' replicas are now: the newest commit and the newest durable one. Marts that are not named are closed.
     pub fn see_progress(&self, open: &[(MartId, Option<Position>, Option<Position>)], now: Instant) {
         let mut lags = lock(&self.lags);
@@ -80,7 +75,7 @@ impl Metrics {
     }
 
     /// The page.
-    pub fn page(&self, traffic: &[TrafficBytes], past_fetched: u64, restarts: &Restarts, now: Instant) -> String {
+    pub fn page(&self, traffic: &[TrafficBytes], past_fetched: u64, now: Instant) -> String {
         let mut page = Page::default();
         page.family("tarn_build_info", "gauge", "Always 1; the labels say what runs.");
         page.sample("tarn_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
@@ -119,7 +114,7 @@ impl Metrics {
         page.sample(name, &[], past_fetched as f64);
         let name = "tarn_engine_restarts_total";
         page.family(name, "counter", "Engines started again, by why the one before had ended.");
-        for (reason, count) in lock(&restarts.0).iter() {
+        for (reason, count) in lock(&self.restarts).iter() {
             page.sample(name, &[("reason", *reason)], *count as f64);
         }
         let name = "tarn_gateway_bytes_total";
@@ -183,10 +178,9 @@ mod tests {
         metrics.restore_verified(&id(), 1_500_000);
         metrics.snapshot_taken(&id(), 2_000_000);
         let traffic = [TrafficBytes { tenant: id().tenant, direction: Direction::Write, bytes: 12_345_678_901 }];
-        let restarts = Restarts::default();
-        restarts.count("memory");
-        restarts.count("memory");
-        let page = metrics.page(&traffic, 7, &restarts, Instant::now());
+        metrics.engine_restarted("memory");
+        metrics.engine_restarted("memory");
+        let page = metrics.page(&traffic, 7, Instant::now());
         for line in [
             "# TYPE tarn_last_verified_restore_timestamp_seconds gauge",
             "tarn_last_verified_restore_timestamp_seconds{tenant=\"acme\",mart=\"sales\"} 1.5",

@@ -39,7 +39,6 @@ use crate::gateway::Gateway;
 use crate::http::{metrics_routes, routes};
 use crate::jobs::Jobs;
 use crate::marts::{Ground, Marts};
-use crate::metrics::{Metrics, Restarts};
 use crate::names::MartId;
 use crate::pins::AllPins;
 use crate::publish;
@@ -148,7 +147,7 @@ impl Server {
             gateway: Gateway::new(stores),
             sockets: SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?,
             groups: Groups::find(&state_dir),
-            restarts: Restarts::default(),
+            metrics: Arc::default(),
             limits: config.engine.clone(),
             checkpoints: config.checkpoints,
             pins: AllPins::default(),
@@ -175,7 +174,7 @@ impl Server {
         let audit =
             Audit::start(&config.audit).map_err(system("can't open the audit log; the setting `audit` names it"))?;
         let ground = Arc::new(ground);
-        let counted = Arc::new(Metrics::default());
+        let counted = ground.metrics.clone();
         let app = Arc::new(App {
             jobs: Jobs::new(config.engine.session_idle, config.engine.max_queries),
             followers: Followers::new(ground.clone(), config.past_engines, config.past_idle),

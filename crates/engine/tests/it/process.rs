@@ -162,9 +162,8 @@ async fn past_the_quota_of_temporary_files_a_query_gives_way_and_then_the_engine
     // What lies there counts, whoever wrote it.
     let (file, temp) = ("x.tmp", home.config().temp_dir);
     std::fs::write(temp.join(file), vec![1; QUOTA + QUOTA / 8]).expect("writes");
-    let told =
-        process.query("select count(*) from range(1000000000) a, range(1000000000) b where a.range + b.range < 0");
-    let told = told.await;
+    // Long, and needs no room of its own.
+    let told = process.query("select count(*) from range(1000000000000) where range < 0").await;
     let seen = (&told["code"], &told["outcome"], &told["retryable"]);
     assert_eq!(seen, (&json!("limited"), &json!("none"), &json!(false)), "{told}");
     std::fs::remove_file(temp.join(file)).expect("is there");

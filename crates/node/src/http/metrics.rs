@@ -29,8 +29,7 @@ pub fn open_routes(app: Shared) -> Router {
 
 fn page(app: &App) -> Response {
     let fetched = app.followers.fetched_bytes();
-    let ground = app.marts.ground();
-    let text = app.metrics.page(&ground.gateway.traffic(), fetched, &ground.restarts, Instant::now());
+    let text = app.metrics.page(&app.marts.ground().gateway.traffic(), fetched, Instant::now());
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
