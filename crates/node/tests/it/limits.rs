@@ -45,6 +45,28 @@ async fn an_engine_is_in_a_group_of_its_own_or_the_log_says_why_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_query_that_takes_the_engine_beyond_its_memory_is_told_and_the_restart_is_counted() {
+    let server = TestServer::start_with(&[("TARN_ENGINE_MEMORY", "256MB")]).await;
+    server.query("create table kept as select 42 a").await.rows();
+    // 8 GB in one value, which DuckDB's limit does not see.
+    let answer = server.query("select len(range(1000000000))").await;
+    let told = (answer.code(), &answer.body["outcome"], &answer.body["retryable"]);
+    assert_eq!(told, ("unavailable", &json!("none"), &json!(false)), "it ran alone: {answer:?}");
+    assert!(answer.body["message"].as_str().is_some_and(|text| text.contains("memory limit")), "{answer:?}");
+    let kept = loop {
+        let answer = server.query("from kept").await;
+        match answer.status.is_success() {
+            true => break answer,
+            false => assert_eq!(answer.body["retryable"], true, "{answer:?}"),
+        }
+    };
+    assert_eq!(*kept.rows(), json!([[42]]));
+    let page = server.request(Method::GET, "/metrics").send().await.expect("answers").text().await.expect("a text");
+    let line = "tarn_engine_restarts_total{reason=\"memory\"} 1";
+    assert!(page.lines().any(|found| found == line), "`{line}` is not in\n{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_with_many_busy_engines_gets_no_more_of_the_processors_than_one_with_one() {
     let server = TestServer::start().await;
     let marts = ["many/a", "many/b", "many/c", "few/m"];
