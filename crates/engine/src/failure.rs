@@ -103,6 +103,11 @@ impl From<Reason> for Failure {
             Reason::InTheWay => Self::new(Code::Limited, "the query kept a checkpoint waiting for too long")
                 .hint("read an older moment with `at`")
                 .transient(),
+            Reason::Spilled => Self::new(
+                Code::Limited,
+                "the mart's temporary files passed their quota, and this query had run longest",
+            )
+            .hint("ask for less at once, or give the mart a larger profile"),
             Reason::Exchange => Self::exchange(),
             Reason::Shutdown => {
                 Self::new(Code::Unavailable, "the engine is going away").hint("send the request again").transient()

@@ -136,7 +136,7 @@ fn serve(ready: fn()) -> Result<(), String> {
     };
     memory::watch(status, engine.memory_limit_bytes.clone(), engine.queries.clone())
         .map_err(|error| format!("watching memory: {error}"))?;
-    temp::watch(config.temp_dir.clone(), config.max_temp_bytes)
+    temp::watch(config.temp_dir.clone(), config.max_temp_bytes, engine.queries.clone())
         .map_err(|error| format!("watching spill files: {error}"))?;
     watch_queries(engine.queries.clone(), Duration::from_millis(config.deaf_ms))
         .map_err(|error| format!("starting a thread: {error}"))?;

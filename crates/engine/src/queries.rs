@@ -33,6 +33,8 @@ pub enum Reason {
     Exchange,
     /// Its client takes nothing, and others need its memory or its place.
     Stalled,
+    /// The mart's temporary files are over their quota.
+    Spilled,
     /// The engine ends.
     Shutdown,
 }
@@ -43,6 +45,7 @@ pub struct Query {
     pub id: Uuid,
     /// Who runs it.
     pub principal: String,
+    started: Instant,
     deadline: Option<Instant>,
     state: Mutex<State>,
     /// Since when its client has taken nothing.
@@ -205,7 +208,9 @@ impl Queries {
         principal: String,
         deadline: Option<Instant>,
     ) -> Result<Ticket, NotStarted> {
-        let query = Arc::new(Query { id, principal, deadline, state: Mutex::default(), stalled: Mutex::default() });
+        let started = Instant::now();
+        let (state, stalled) = (Mutex::default(), Mutex::default());
+        let query = Arc::new(Query { id, principal, started, deadline, state, stalled });
         let mut running = lock(&self.running);
         if running.closed {
             return Err(NotStarted::Closed);
@@ -285,6 +290,16 @@ impl Queries {
         stalled.iter().for_each(|(_, query)| query.stop(Reason::Stalled));
         self.changed.notify_all();
         stalled.len()
+    }
+
+    /// Stops the query that has run longest and is not stopping yet; false if there is none.
+    pub fn stop_longest(&self, reason: Reason) -> bool {
+        let running = lock(&self.running);
+        let left = running.queries.values().filter(|query| !query.is_cancelled());
+        let longest = left.min_by_key(|query| query.started);
+        longest.inspect(|query| query.stop(reason));
+        self.changed.notify_all();
+        longest.is_some()
     }
 
     /// Lets no new query start.
@@ -419,6 +434,19 @@ mod tests {
         assert_eq!(first.query().reason(), Some(Reason::Stalled));
         assert_eq!(queries.stop_stalled(Duration::from_nanos(1), 9), 1);
         assert_eq!((second.query().reason(), flowing.query().reason()), (Some(Reason::Stalled), None));
+    }
+
+    #[test]
+    fn the_query_that_has_run_longest_is_stopped_first() {
+        let queries = Arc::new(Queries::default());
+        let start = || queries.start(Uuid::new_v4(), "ann".into(), None).expect("starts");
+        let (first, second) = (start(), start());
+        let reasons = || (first.query().reason(), second.query().reason());
+        assert!(queries.stop_longest(Reason::Spilled));
+        assert_eq!(reasons(), (Some(Reason::Spilled), None));
+        assert!(queries.stop_longest(Reason::Spilled));
+        assert_eq!(reasons(), (Some(Reason::Spilled), Some(Reason::Spilled)));
+        assert!(!queries.stop_longest(Reason::Spilled));
     }
 
     #[test]

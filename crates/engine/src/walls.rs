@@ -32,12 +32,14 @@ pub enum Wall {
     Privileges,
     /// A crash writes no memory to disk, and no other process of the user looks into it.
     CoreDumps,
+    /// Control groups: the kernel limits memory and threads and shares processor time out by tenant. The node builds it.
+    Limits,
 }
 
 impl Wall {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Namespace, Self::Files, Self::Ports, Self::Seccomp, Self::Privileges, Self::CoreDumps];
+    pub const ALL: [Self; 7] =
+        [Self::Namespace, Self::Files, Self::Ports, Self::Seccomp, Self::Privileges, Self::CoreDumps, Self::Limits];
 
     /// As settings and reports name it.
     pub fn name(self) -> &'static str {
@@ -48,6 +50,7 @@ impl Wall {
             Self::Seccomp => "seccomp",
             Self::Privileges => "privileges",
             Self::CoreDumps => "core_dumps",
+            Self::Limits => "limits",
         }
     }
 
@@ -60,6 +63,7 @@ impl Wall {
             Self::Seccomp => "SQL that takes an engine over could use every system call",
             Self::Privileges => "an engine keeps the privileges of the node's user",
             Self::CoreDumps => "a crash may leave a tenant's rows in a core dump",
+            Self::Limits => "engines watch their own memory, and busy tenants share the processors by engine",
         }
     }
 }
@@ -100,7 +104,8 @@ impl Report {
         self.walls.iter().filter_map(|(wall, why)| Some((*wall, why.as_deref()?)))
     }
 
-    fn note(&mut self, wall: Wall, built: Result<(), String>) {
+    /// Notes whether one stands.
+    pub fn note(&mut self, wall: Wall, built: Result<(), String>) {
         self.walls.insert(wall, built.err());
     }
 }

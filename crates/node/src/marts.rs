@@ -24,6 +24,7 @@ use crate::cluster::{Cluster, Elsewhere};
 use crate::config::{Checkpoints, EngineLimits};
 use crate::error::{ApiError, Code};
 use crate::gateway::Gateway;
+use crate::metrics::Metrics;
 use crate::names::MartId;
 use crate::orders::{self, Order};
 use crate::pins::AllPins;
@@ -52,7 +53,9 @@ pub struct Ground {
     /// Engines' sockets.
     pub sockets: SocketDir,
     /// Their control groups.
-    pub groups: Arc<Groups>,
+    pub groups: Groups,
+    /// Where their ends are counted.
+    pub metrics: Arc<Metrics>,
     /// What engines may use.
     pub limits: EngineLimits,
     /// When their logs are folded.

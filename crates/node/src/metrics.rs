@@ -27,6 +27,7 @@ pub struct Metrics {
     verified: Mutex<BTreeMap<MartId, i64>>,
     snapshots: Mutex<BTreeMap<MartId, i64>>,
     lags: Mutex<HashMap<MartId, Lag>>,
+    restarts: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// Commits of a mart that are not durable, oldest first, with when they were first seen.
@@ -58,6 +59,11 @@ impl Metrics {
     /// A moment of a mart was named.
     pub fn snapshot_taken(&self, id: &MartId, time_us: i64) {
         lock(&self.snapshots).insert(id.clone(), time_us);
+    }
+
+    /// An engine is started again after one that ended for this reason.
+    pub fn engine_restarted(&self, reason: &'static str) {
+        *lock(&self.restarts).entry(reason).or_default() += 1;
     }
 
     /// How far open marts' replicas are now: the newest commit and the newest durable one. Marts that are not named are closed.
@@ -107,6 +113,11 @@ impl Metrics {
         let name = "tarn_past_fetched_bytes_total";
         page.family(name, "counter", "Bytes of blocks that queries of earlier moments fetched from the object store.");
         page.sample(name, &[], past_fetched as f64);
+        let name = "tarn_engine_restarts_total";
+        page.family(name, "counter", "Engines started again, by why the one before had ended.");
+        for (reason, count) in lock(&self.restarts).iter() {
+            page.sample(name, &[("reason", *reason)], *count as f64);
+        }
         let name = "tarn_gateway_bytes_total";
         page.family(name, "counter", "Bytes that passed the gateway between engines and the object store.");
         for count in traffic {
@@ -185,12 +196,15 @@ mod tests {
         metrics.restore_verified(&id(), 1_500_000);
         metrics.snapshot_taken(&id(), 2_000_000);
         let traffic = [TrafficBytes { tenant: id().tenant, direction: Direction::Write, bytes: 12_345_678_901 }];
+        metrics.engine_restarted("memory");
+        metrics.engine_restarted("memory");
         let page = metrics.page(&traffic, 7, Instant::now());
         for line in [
             "# TYPE tarn_last_verified_restore_timestamp_seconds gauge",
             "tarn_last_verified_restore_timestamp_seconds{tenant=\"acme\",mart=\"sales\"} 1.5",
             "tarn_last_snapshot_timestamp_seconds{tenant=\"acme\",mart=\"sales\"} 2",
             "tarn_past_fetched_bytes_total 7",
+            "tarn_engine_restarts_total{reason=\"memory\"} 2",
             "# TYPE tarn_gateway_bytes_total counter",
             "tarn_gateway_bytes_total{tenant=\"acme\",direction=\"write\"} 12345678901",
         ] {

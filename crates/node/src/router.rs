@@ -113,9 +113,9 @@ impl Ask {
 
     /// The engine went away with the request: what it ended of, if it can be told.
     async fn lost(&self, live: &Live, started: Instant) -> ApiError {
-        let reason = tokio::time::timeout(REASON_WAIT, live.engine.exited()).await.ok().flatten();
         // Whoever ran alone is likely to be the cause, and would be again.
-        let alone = live.running.load(Ordering::Relaxed) <= 1;
+        let alone = live.engine.ended_with(live.running.load(Ordering::Relaxed)) <= 1;
+        let reason = tokio::time::timeout(REASON_WAIT, live.engine.exited()).await.ok().flatten();
         let (error, culprit) = match reason {
             Some(DEAF) if started.elapsed() >= self.timeout => (self.too_late(), true),
             Some(MEMORY) => {
@@ -163,7 +163,7 @@ async fn send(live: &Live, ask: &Ask, body: Body, started: Instant) -> Result<ht
         Err(_) => {
             tracing::warn!(query = %ask.id, "ending an engine that is deaf to deadlines");
             live.engine.kill();
-            Err(ask.too_late())
+            Err(ask.too_late().culprit())
         }
     }
 }

@@ -40,7 +40,6 @@ use crate::gateway::Gateway;
 use crate::http::{metrics_routes, routes};
 use crate::jobs::Jobs;
 use crate::marts::{Ground, Marts};
-use crate::metrics::Metrics;
 use crate::names::MartId;
 use crate::pins::AllPins;
 use crate::publish;
@@ -142,20 +141,14 @@ impl Server {
         let control = Control::open(bucket.clone()).await?;
         let cluster = Cluster::new(&state_dir, config.cluster.clone(), bucket)
             .map_err(system("can't keep the node's id in the state directory"))?;
-        let groups = Groups::find(&state_dir);
-        if let Some(why) = groups.lacking() {
-            tracing::warn!(
-                why,
-                "engines get no control groups of their own: they watch their own memory, and busy tenants share the processors by session"
-            );
-        }
         let ground = Ground {
             state_dir: state_dir.clone(),
             cluster: Arc::new(cluster),
             stores: stores.clone(),
             gateway: Gateway::new(stores),
             sockets: SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?,
-            groups,
+            groups: Groups::find(&state_dir),
+            metrics: Arc::default(),
             limits: config.engine.clone(),
             checkpoints: config.checkpoints,
             pins: AllPins::default(),
@@ -183,7 +176,7 @@ impl Server {
             Audit::start(&config.audit).map_err(system("can't open the audit log; the setting `audit` names it"))?;
         let (config_places, queue_wait) = (config.running_queries, config.queue_wait);
         let ground = Arc::new(ground);
-        let counted = Arc::new(Metrics::default());
+        let counted = ground.metrics.clone();
         let app = Arc::new(App {
             jobs: Jobs::new(config.engine.session_idle, config.engine.max_queries),
             followers: Followers::new(ground.clone(), config.past_engines, config.past_idle),

@@ -13,7 +13,7 @@ mod spawn;
 
 use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use engine::wire;
@@ -37,6 +37,8 @@ pub struct Engine {
     kill: CancellationToken,
     exited: watch::Receiver<Option<&'static str>>,
     group: Option<Arc<Group>>,
+    /// How many requests it had when the first of them saw it end.
+    ended_with: OnceLock<usize>,
     /// The node's end of the life line: the engine ends when it is closed, also by the node's death.
     _life: OwnedFd,
 }
@@ -70,7 +72,7 @@ impl Engine {
                 Err(error) => tracing::error!(mart = %id, pid, %error, "can't wait for an engine"),
             }
         });
-        Self { client, pid, kill, exited, group, _life: life }
+        Self { client, pid, kill, exited, group, ended_with: OnceLock::new(), _life: life }
     }
 
     /// Requests to it.
@@ -102,6 +104,12 @@ impl Engine {
     /// Ends it at once; what it had committed stays.
     pub fn kill(&self) {
         self.kill.cancel();
+    }
+
+    /// How many requests it had when it ended. To be asked by each of them that sees it end, with how many there still are: they notice
+    /// one after the other, and the first one's number counts.
+    pub fn ended_with(&self, requests: usize) -> usize {
+        *self.ended_with.get_or_init(|| requests)
     }
 
     /// Waits until the process is gone; why it ended, as metrics and logs name it.

@@ -1,25 +1,41 @@
 //! Keeps the spill files near their quota: DuckDB's own limit counts what DuckDB spills, not what else lies in the directory.
+//!
+//! First the query gives way that has run longest, which is most likely to have spilled most: DuckDB does not say whose a file is. Where
+//! that does not help, or files grow too fast for it, the process ends.
 
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use crate::wire::exit;
+use crate::{
+    queries::{Queries, Reason},
+    wire::exit,
+};
 
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
+/// A query that was stopped has so long to let go of its files before the next is.
+const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Ends the process when the files under `dir` are larger than `quota_bytes` and a quarter more.
-pub(super) fn watch(dir: PathBuf, quota_bytes: u64) -> io::Result<()> {
+/// Stops queries while the files under `dir` take more than `quota_bytes` and a little, since DuckDB counts blocks by its own measure;
+/// ends the process when they take a quarter more.
+pub(super) fn watch(dir: PathBuf, quota_bytes: u64, queries: Arc<Queries>) -> io::Result<()> {
+    let much = quota_bytes.saturating_add(quota_bytes / 16);
     let most = quota_bytes.saturating_add(quota_bytes / 4);
     thread::Builder::new().name("temp".into()).spawn(move || {
+        let mut stopped: Option<Instant> = None;
         loop {
             thread::sleep(LOOK);
-            if size_bytes(&dir) > most {
+            let bytes = size_bytes(&dir);
+            if bytes > most {
                 eprintln!("engine: spill files passed their quota of {} MB", quota_bytes >> 20);
                 super::end(exit::TEMP);
+            }
+            if bytes > much && stopped.is_none_or(|since| since.elapsed() > PATIENCE) {
+                stopped = queries.stop_longest(Reason::Spilled).then(Instant::now);
             }
         }
     })?;

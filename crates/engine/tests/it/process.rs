@@ -154,6 +154,25 @@ async fn an_engine_that_passes_its_memory_limit_by_far_ends_and_keeps_its_commit
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn past_the_quota_of_temporary_files_a_query_gives_way_and_then_the_engine() {
+    const QUOTA: usize = 32 << 20;
+    let home = Home { max_temp_bytes: QUOTA as u64, ..Home::new() };
+    let mut process = Process::start(&home, 512 << 20);
+    process.query("create table t as select 42 a").await;
+    // What lies there counts, whoever wrote it.
+    let (file, temp) = ("x.tmp", home.config().temp_dir);
+    std::fs::write(temp.join(file), vec![1; QUOTA + QUOTA / 8]).expect("writes");
+    // Long, and needs no room of its own.
+    let told = process.query("select count(*) from range(1000000000000) where range < 0").await;
+    let seen = (&told["code"], &told["outcome"], &told["retryable"]);
+    assert_eq!(seen, (&json!("limited"), &json!("none"), &json!(false)), "{told}");
+    std::fs::remove_file(temp.join(file)).expect("is there");
+    assert_eq!(process.query("from t").await["rows"], json!([[42]]));
+    std::fs::write(temp.join(file), vec![1; QUOTA + QUOTA / 2]).expect("writes");
+    assert_eq!(process.wait(Duration::from_secs(20)).code(), Some(exit::TEMP));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gigabyte_to_a_slow_client_needs_little_memory() {
     const LIMIT: u64 = 256 << 20;
     let home = Home::new();

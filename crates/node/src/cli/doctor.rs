@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::names::Tenant;
 use crate::stores::{Bucket, BucketName, BucketStores, StoreConfig, Versioning};
-use crate::supervisor::{Groups, child};
+use crate::supervisor::child;
 
 const LITTLE_DISK_BYTES: u64 = 2 << 30;
 const FEW_FILES: u64 = 4096;
@@ -66,7 +66,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     check_machine(&config, &mut report);
     block_on(async {
         check_walls(&config, &mut report).await;
-        check_groups(&config, &mut report);
         access::check(&config, &mut report).await;
         check_store(&config, &mut report).await;
         Ok(())
@@ -172,22 +171,6 @@ async fn check_walls(config: &Config, report: &mut Report) {
                 note(report, what, verdict, format!("does not stand: {why}"), &advice);
             }
         }
-    }
-}
-
-/// Whether engines get control groups.
-fn check_groups(config: &Config, report: &mut Report) {
-    match Groups::find(&config.state_dir).lacking() {
-        None => {
-            note(report, "control groups", Verdict::Ok, "the kernel limits engines and shares out time by tenant", "")
-        }
-        Some(why) => note(
-            report,
-            "control groups",
-            Verdict::Warn,
-            why,
-            "engines watch their own memory instead; give the node a writable control group to have the kernel do it",
-        ),
     }
 }
 

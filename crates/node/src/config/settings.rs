@@ -277,7 +277,7 @@ pub const SETTINGS: &[Setting] = &[
         "require_walls",
         &["TARN_REQUIRE_WALLS"],
         "none",
-        "Walls around engines that must stand: `none`, `all`, or names out of `namespace,files,ports,seccomp,privileges,core_dumps`. Where the kernel lacks one of them, the node does not start; without this it starts and says what is missing (docs/security.md).",
+        "Walls around engines that must stand: `none`, `all`, or names out of `namespace,files,ports,seccomp,privileges,core_dumps,limits`. Where the kernel lacks one of them, the node does not start; without this it starts and says what is missing (docs/security.md).",
     ),
     value("max_queries", &["TARN_MAX_QUERIES"], "64", "Queries of one mart that run at once; more wait."),
     value(

@@ -83,6 +83,15 @@ enum Trouble {
 }
 
 impl Trouble {
+    /// In a word, for metrics.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Engine(reason) | Self::Spawn(SpawnError::Ended(reason)) => reason,
+            Self::Spawn(_) | Self::Feed(_) => "start",
+            _ => "replica",
+        }
+    }
+
     /// In a word or a few, for clients.
     fn reason(&self) -> &'static str {
         match self {
@@ -181,6 +190,7 @@ impl Life {
             }
             let wait = backoff.after_failure();
             tracing::warn!(mart = %self.id, reason = %chain(&trouble), ?wait, "starting the engine again");
+            self.ground.metrics.engine_restarted(trouble.word());
             short_lives = if started.elapsed() > CALM { 1 } else { short_lives + 1 };
             if short_lives == MANY {
                 tracing::error!(mart = %self.id, lives = short_lives, reason = trouble.reason(), "this mart's engine keeps ending soon after it began: some request, or the mart itself, makes it end");

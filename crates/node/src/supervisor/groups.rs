@@ -2,41 +2,60 @@
 //! among tenants.
 //!
 //! Version 1 and version 2 alike: below our own group lies one of this node, in it one for each tenant, in that one for each engine.
-//! Tenants have equal weights, so a tenant with twenty busy engines gets no more than one with a single busy engine. Where no groups can
-//! be made, engines are sessions of their own, among which the scheduler shares time out, and watch their own memory.
+//! Tenants have equal weights, so a tenant with twenty busy engines gets no more than one with a single busy engine. What can't be had is
+//! told: then engines are sessions of their own, among which the scheduler shares time out, step back behind the node, and watch their
+//! own memory.
 //!
-//! **Invariant:** nothing here keeps a node or an engine from starting.
+//! **Invariants:** nothing here keeps a node or an engine from starting. No process but this one and its engines is ever moved.
 
+mod find;
+
+use std::fmt;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::names::MartId;
+use find::{Tree, Version};
 
 /// Beside an engine's own limit: what it is ended for by itself comes first, with a line that says so.
 const HEADROOM_BYTES: u64 = 500 << 20;
 /// Threads and processes of one engine; DuckDB has one for each processor, and a few more.
-const MOST_TASKS: u64 = 1024;
-/// Unit of version 1's quota, microseconds.
+const MOST_TASKS: u32 = 1024;
+/// Length of the scheduler's accounts, microseconds.
 const PERIOD_US: u64 = 100_000;
+/// Of an engine that shares the processors with others without groups.
+const NICE: i32 = 5;
 
-/// Where groups are made.
-#[derive(Debug)]
-pub struct Groups {
-    kind: Kind,
+/// What of the kernel's is shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Controller {
+    /// Bytes of memory.
+    Memory,
+    /// Processor time.
+    Cpu,
+    /// Threads.
+    Pids,
 }
 
-#[derive(Debug)]
-enum Kind {
-    /// The root of each controller, if it may be used.
-    V1 {
-        memory: Option<PathBuf>,
-        cpu: Option<PathBuf>,
-        pids: Option<PathBuf>,
-    },
-    V2(PathBuf),
-    None(String),
+impl Controller {
+    const ALL: [Self; 3] = [Self::Memory, Self::Cpu, Self::Pids];
+
+    /// As the kernel names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Cpu => "cpu",
+            Self::Pids => "pids",
+        }
+    }
+}
+
+impl fmt::Display for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// What an engine may use.
@@ -48,224 +67,235 @@ pub struct Share {
     pub memory_bytes: u64,
 }
 
-/// One engine's group. Dropping it removes it, which needs its process to be gone.
-#[derive(Debug)]
-pub struct Group {
-    dirs: Vec<PathBuf>,
-    memory: Option<PathBuf>,
+/// Where groups are made. Cheap to clone; the last one removes what is left.
+#[derive(Clone)]
+pub struct Groups(Arc<All>);
+
+struct All {
+    trees: Vec<Tree>,
+    lacking: Vec<(Controller, String)>,
+    next: AtomicU64,
+    /// A tenant's group is removed when its last engine's is, and must not be while another's is made in it.
+    tenants: Mutex<()>,
 }
 
 impl Groups {
     /// Makes this node's group, named after its state directory, and removes what a killed node left there.
-    pub fn find(state_dir: &Path) -> Arc<Self> {
+    pub fn find(state_dir: &Path) -> Self {
         let hash = blake3::hash(state_dir.as_os_str().as_encoded_bytes()).to_hex();
-        let name = format!("tarn-{}", &hash[..12]);
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let kind = find(&own, &name).unwrap_or_else(|why| Kind::None(why.to_string()));
-        Arc::new(Self { kind })
+        let (trees, lacking) = find::trees(&format!("tarn-{}", &hash[..16]));
+        Self(Arc::new(All { trees, lacking, next: AtomicU64::new(0), tenants: Mutex::default() }))
     }
 
     /// Why there are none or not all, in words.
     pub fn lacking(&self) -> Option<String> {
-        match &self.kind {
-            Kind::V2(_) => None,
-            Kind::None(why) => Some(why.clone()),
-            Kind::V1 { memory, cpu, .. } => {
-                let missing: Vec<_> =
-                    [("memory", memory), ("cpu", cpu)].into_iter().filter(|(_, root)| root.is_none()).collect();
-                let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
-                (!names.is_empty()).then(|| format!("no group can be made for: {}", names.join(", ")))
-            }
-        }
+        let said: Vec<_> = self.0.lacking.iter().map(|(controller, why)| format!("{controller}: {why}")).collect();
+        (!said.is_empty()).then(|| said.join("; "))
     }
 
-    /// Makes the group of one engine and puts its process there. None where that can't be done.
+    fn limits(&self, controller: Controller) -> bool {
+        self.0.trees.iter().any(|tree| tree.controllers.contains(&controller))
+    }
+
+    /// Makes the group of one engine and puts its process there. None where no group can be made; what of its limits can't be set is
+    /// logged.
     pub fn admit(&self, id: &MartId, pid: u32, share: Share) -> Option<Group> {
-        let name = format!("{}-{pid}", id.mart);
-        let admitted = match &self.kind {
-            Kind::None(_) => return None,
-            Kind::V2(root) => admit_v2(root, id, &name, pid, share),
-            Kind::V1 { memory, cpu, pids } => {
-                admit_v1([memory.as_deref(), cpu.as_deref(), pids.as_deref()], id, &name, pid, share)
+        if !self.limits(Controller::Cpu) {
+            be_nice(pid, NICE);
+        }
+        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let mut group = Group { all: self.0.clone(), dirs: Vec::new() };
+        for tree in &self.0.trees {
+            let dir = tree.top.join(id.tenant.as_str()).join(format!("{}.{number}", id.mart));
+            let made = {
+                let _guard = self.0.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+                tree.make_tenant(id.tenant.as_str()).and_then(|()| fs::create_dir(&dir))
+            };
+            let placed = made.and_then(|()| {
+                group.dirs.push((tree.version, dir.clone()));
+                set(tree.version, &dir, share);
+                fs::write(dir.join("cgroup.procs"), pid.to_string())
+            });
+            if let Err(error) = placed {
+                let what: Vec<_> = tree.controllers.iter().map(|one| one.name()).collect();
+                tracing::warn!(mart = %id, %error, ?what, "an engine runs without a control group");
             }
-        };
-        match admitted {
-            Ok(group) => Some(group),
-            Err(error) => {
-                tracing::warn!(mart = %id, %error, "an engine runs without a control group");
-                None
+        }
+        (!group.dirs.is_empty()).then_some(group)
+    }
+}
+
+fn set(version: Version, dir: &Path, share: Share) {
+    for controller in Controller::ALL {
+        for (file, value) in settings(version, controller, share) {
+            let file = dir.join(file);
+            // Another controller's files are elsewhere, and limits of swap are not built into every kernel.
+            if file.exists()
+                && let Err(error) = fs::write(&file, value)
+            {
+                tracing::warn!(file = %file.display(), %error, "a limit of an engine's control group can't be set");
             }
         }
     }
 }
 
+fn settings(version: Version, controller: Controller, share: Share) -> Vec<(&'static str, String)> {
+    let memory = share.memory_bytes.saturating_add(HEADROOM_BYTES).to_string();
+    match (version, controller) {
+        // Memory that goes to disk instead makes everybody wait.
+        (Version::Two, Controller::Memory) => vec![("memory.max", memory), ("memory.swap.max", "0".into())],
+        (Version::One, Controller::Memory) => {
+            vec![("memory.limit_in_bytes", memory), ("memory.swappiness", "0".into())]
+        }
+        (_, Controller::Pids) => vec![("pids.max", MOST_TASKS.to_string())],
+        (version, Controller::Cpu) => {
+            // A quota of all there is limits nothing, and costs.
+            let quota = share.cpus.filter(|cpus| *cpus < processors()).map(|cpus| u64::from(cpus.max(1)) * PERIOD_US);
+            match (version, quota) {
+                (Version::One, Some(quota)) => vec![("cpu.cfs_quota_us", quota.to_string())],
+                (Version::One, None) => vec![("cpu.cfs_quota_us", "-1".into())],
+                (Version::Two, Some(quota)) => vec![("cpu.max", format!("{quota} {PERIOD_US}"))],
+                (Version::Two, None) => vec![("cpu.max", format!("max {PERIOD_US}"))],
+            }
+        }
+    }
+}
+
+fn processors() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
+}
+
+/// One engine's group. Dropping it removes it, which needs its process to be gone.
+pub struct Group {
+    all: Arc<All>,
+    dirs: Vec<(Version, PathBuf)>,
+}
+
 impl Group {
-    /// Whether the kernel ended a process of the group because its memory was used up.
+    /// Whether the kernel ended a process here because the group's memory was used up.
     pub fn ran_out_of_memory(&self) -> bool {
-        let Some(memory) = &self.memory else { return false };
-        // Version 2 counts in one file, version 1 in another; either says `oom_kill N`.
-        ["memory.events", "memory.oom_control"].iter().any(|file| {
-            let text = fs::read_to_string(memory.join(file)).unwrap_or_default();
-            text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
+        self.dirs.iter().any(|(version, dir)| {
+            let file = match version {
+                Version::One => "memory.oom_control",
+                Version::Two => "memory.events",
+            };
+            fs::read_to_string(dir.join(file)).is_ok_and(|text| kills(&text) > 0)
         })
     }
 
     /// Sets its limits anew.
     pub fn resize(&self, share: Share) {
-        for dir in &self.dirs {
-            let _ = limit(dir, share);
-        }
+        self.dirs.iter().for_each(|(version, dir)| set(*version, dir, share));
     }
+}
+
+/// Both versions count the kernel's kills in a line of this form.
+fn kills(text: &str) -> u64 {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        for dir in &self.dirs {
-            // Left behind, it is empty and costs nothing; the next start removes it.
+        let _guard = self.all.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, dir) in &self.dirs {
+            // What can't be removed yet is removed with all the rest; a tenant's group stays while it has others.
             let _ = fs::remove_dir(dir);
+            if let Some(tenant) = dir.parent() {
+                let _ = fs::remove_dir(tenant);
+            }
         }
     }
 }
 
-fn find(own: &str, name: &str) -> io::Result<Kind> {
-    let root = Path::new("/sys/fs/cgroup");
-    if root.join("cgroup.controllers").exists() {
-        let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-        return prepare_v2(&root.join(path.trim_start_matches('/')), name).map(Kind::V2);
-    }
-    let controller = |wanted: &str| {
-        let line =
-            own.lines().find(|line| line.split(':').nth(1).is_some_and(|all| all.split(',').any(|c| c == wanted)))?;
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next()?, parts.next()?);
-        let dir = root.join(controllers).join(path.trim_start_matches('/')).join(name);
-        clear(&dir);
-        fs::create_dir_all(&dir).ok()?;
-        // A read-only or foreign mount may look like one that can be used.
-        dir.join("cgroup.procs").exists().then_some(dir)
-    };
-    let (memory, cpu, pids) = (controller("memory"), controller("cpu"), controller("pids"));
-    match (&memory, &cpu) {
-        (None, None) => Err(io::Error::other("no control group can be made here")),
-        _ => Ok(Kind::V1 { memory, cpu, pids }),
+impl Drop for All {
+    fn drop(&mut self) {
+        self.trees.iter().for_each(Tree::remove);
     }
 }
 
-/// Version 2 wants processes in leaves only: ours moves into one, if nobody else lives in our group.
-fn prepare_v2(own: &Path, name: &str) -> io::Result<PathBuf> {
-    let controllers = fs::read_to_string(own.join("cgroup.controllers"))?;
-    for wanted in ["memory", "cpu"] {
-        if !controllers.split_whitespace().any(|there| there == wanted) {
-            return Err(io::Error::other(format!("our control group has no `{wanted}`")));
-        }
+/// Lets others go first. Sessions have a niceness of their own where the scheduler shares time out among them.
+pub(super) fn be_nice(pid: u32, nice: i32) {
+    // Lowering a child's claim is always allowed; one that has ended needs none.
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::setpriority_process(Some(pid), nice);
     }
-    let dir = own.join(name);
-    clear(&dir);
-    fs::create_dir_all(&dir)?;
-    let enabled = |dir: &Path| fs::write(dir.join("cgroup.subtree_control"), "+memory +cpu +pids");
-    if enabled(own).is_err() {
-        let pid = std::process::id().to_string();
-        let there = fs::read_to_string(own.join("cgroup.procs"))?;
-        if there.lines().any(|line| line != pid) {
-            return Err(io::Error::other("other processes live in our control group"));
-        }
-        let leaf = own.join(format!("{name}-node"));
-        fs::create_dir_all(&leaf)?;
-        fs::write(leaf.join("cgroup.procs"), &pid)?;
-        enabled(own)?;
-    }
-    enabled(&dir)?;
-    Ok(dir)
-}
-
-/// Removes empty groups that were left there.
-fn clear(dir: &Path) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        clear(&entry.path());
-        let _ = fs::remove_dir(entry.path());
-    }
-}
-
-fn admit_v1(roots: [Option<&Path>; 3], id: &MartId, name: &str, pid: u32, share: Share) -> io::Result<Group> {
-    let mut group = Group { dirs: Vec::new(), memory: roots[0].map(|root| root.join(id.tenant.as_str()).join(name)) };
-    for root in roots.into_iter().flatten() {
-        let dir = root.join(id.tenant.as_str()).join(name);
-        fs::create_dir_all(&dir)?;
-        group.dirs.push(dir.clone());
-        limit(&dir, share)?;
-        fs::write(dir.join("cgroup.procs"), pid.to_string())?;
-    }
-    Ok(group)
-}
-
-fn admit_v2(root: &Path, id: &MartId, name: &str, pid: u32, share: Share) -> io::Result<Group> {
-    let tenant = root.join(id.tenant.as_str());
-    fs::create_dir_all(&tenant)?;
-    fs::write(tenant.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
-    let dir = tenant.join(name);
-    fs::create_dir_all(&dir)?;
-    let group = Group { dirs: vec![dir.clone()], memory: Some(dir.clone()) };
-    limit(&dir, share)?;
-    fs::write(dir.join("cgroup.procs"), pid.to_string())?;
-    Ok(group)
-}
-
-/// Writes what of the limits this group has files for.
-fn limit(dir: &Path, share: Share) -> io::Result<()> {
-    let memory = share.memory_bytes.saturating_add(HEADROOM_BYTES).to_string();
-    let set = |file: &str, value: &str| match dir.join(file) {
-        path if path.exists() => fs::write(path, value),
-        _ => Ok(()),
-    };
-    set("memory.limit_in_bytes", &memory)?;
-    set("memory.max", &memory)?;
-    // Memory that goes to disk instead makes everybody wait. Not there without a swap controller.
-    let _ = set("memory.swap.max", "0");
-    set("pids.max", &MOST_TASKS.to_string())?;
-    if let Some(cpus) = share.cpus {
-        let quota = u64::from(cpus) * PERIOD_US;
-        set("cpu.cfs_quota_us", &quota.to_string())?;
-        set("cpu.max", &format!("{quota} {PERIOD_US}"))?;
-    }
-    Ok(())
+    let _ = fs::write(format!("/proc/{pid}/autogroup"), nice.to_string());
 }
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
-
     use super::*;
 
+    const SHARE: Share = Share { cpus: Some(1), memory_bytes: 64 << 20 };
+
+    fn id() -> MartId {
+        MartId { tenant: "acme".parse().expect("legal"), mart: "sales".parse().expect("legal") }
+    }
+
     #[test]
-    fn a_process_is_put_where_its_limits_hold() {
+    fn a_group_has_its_limits_and_goes_with_its_engine() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let groups = Groups::find(dir.path());
-        let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().expect("sleep is there");
-        let id = MartId { tenant: "acme".parse().expect("legal"), mart: "m".parse().expect("legal") };
-        let share = Share { cpus: Some(1), memory_bytes: 256 << 20 };
-        let group = groups.admit(&id, child.id(), share);
-        match &group {
-            // This machine lets nobody make groups, and says so.
-            None => assert!(groups.lacking().is_some()),
-            Some(group) => {
-                assert!(!group.ran_out_of_memory());
-                for dir in &group.dirs {
-                    let there = fs::read_to_string(dir.join("cgroup.procs")).expect("readable");
-                    assert_eq!(there.trim(), child.id().to_string());
-                    for file in ["memory.max", "memory.limit_in_bytes"].map(|file| dir.join(file)) {
-                        if file.exists() {
-                            let limit = fs::read_to_string(&file).expect("readable");
-                            assert_eq!(limit.trim(), (share.memory_bytes + HEADROOM_BYTES).to_string());
-                        }
-                    }
+        println!("lacking: {:?}", groups.lacking());
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep is there");
+        let group = groups.admit(&id(), child.id(), SHARE);
+        let found = fs::read_to_string(format!("/proc/{}/cgroup", child.id())).expect("it lives");
+        let dirs: Vec<_> = group.iter().flat_map(|group| &group.dirs).map(|(_, dir)| dir.clone()).collect();
+        let quota = if processors() > 1 { ["100000", "100000 100000"] } else { ["-1", "max 100000"] };
+        let memory = (SHARE.memory_bytes + HEADROOM_BYTES).to_string();
+        for (controller, files, wanted) in [
+            (Controller::Memory, ["memory.max", "memory.limit_in_bytes"], [memory.as_str(); 2]),
+            (Controller::Cpu, ["cpu.cfs_quota_us", "cpu.max"], quota),
+            (Controller::Pids, ["pids.max"; 2], ["1024"; 2]),
+        ] {
+            let files = dirs.iter().flat_map(|dir| files.map(|file| dir.join(file)));
+            match files.filter_map(|file| fs::read_to_string(file).ok()).next() {
+                Some(text) => assert!(wanted.contains(&text.trim()), "{controller}: {text}"),
+                None => {
+                    let why = groups.lacking().expect("what is not limited is told");
+                    assert!(why.contains(controller.name()), "{controller} is not limited: {why}");
                 }
             }
         }
-        child.kill().expect("it is ours");
-        child.wait().expect("it is ours");
-        let dirs = group.iter().flat_map(|group| group.dirs.clone()).collect::<Vec<_>>();
+        assert_eq!(!dirs.is_empty(), found.contains("/acme/sales.0"), "{found}");
+        child.kill().and_then(|()| child.wait()).expect("it is our child");
+        assert!(group.as_ref().is_none_or(|group| !group.ran_out_of_memory()));
         drop(group);
-        assert!(dirs.iter().all(|dir| !dir.exists()), "the group is gone with its engine");
+        drop(groups);
+        for top in dirs.iter().filter_map(|dir| dir.ancestors().nth(2)) {
+            assert!(!top.exists(), "`{}` is left", top.display());
+        }
+    }
+
+    #[test]
+    fn a_process_that_needs_more_than_its_group_has_is_ended_and_it_shows() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let groups = Groups::find(dir.path());
+        if !groups.limits(Controller::Memory) {
+            assert!(
+                groups.lacking().is_some_and(|why| why.contains("memory")),
+                "memory is neither limited nor said not to be"
+            );
+            return;
+        }
+        // It waits for a line before it takes memory, so that it does so in its group; zeros have no ends of lines.
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read line; head -c 2G /dev/zero | tail"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("sh is there");
+        let group = groups.admit(&id(), child.id(), Share { memory_bytes: 0, ..SHARE }).expect("memory can be limited");
+        drop(child.stdin.take().map(|mut pipe| std::io::Write::write_all(&mut pipe, b"go\n")));
+        let status = child.wait().expect("it is our child");
+        assert!(!status.success(), "{status}");
+        assert!(group.ran_out_of_memory());
+    }
+
+    #[test]
+    fn kills_are_read_from_either_version() {
+        assert_eq!(kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), 3);
+        assert_eq!(kills("low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n"), 1);
+        assert_eq!(kills(""), 0);
     }
 }

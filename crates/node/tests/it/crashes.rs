@@ -10,7 +10,7 @@ use crate::server::{DEV, TestServer, works};
 /// Passes the gate and overflows the stack of DuckDB's JSON functions.
 const CRASHER: &str = "select json_structure(repeat('[',1000000)||repeat(']',1000000))";
 /// Does not look whether it was interrupted.
-const DEAF: &str = "select regexp_replace(repeat('ab',5000000),'(a|b|ab)*?','xxxxxxxxxxxxxxxxxxxx','g')";
+const DEAF: &str = "select length(regexp_replace(repeat('ab',1500000),'(a|b|ab)*?','xxxxxxxxxxxxxxxxxxxx','g'))";
 const SPIN: &str = "select count(*) from range(1000000000) a, range(1000000000) b";
 
 #[tokio::test(flavor = "multi_thread")]

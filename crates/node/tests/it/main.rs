@@ -12,6 +12,7 @@ mod gateway;
 mod history;
 mod identity;
 mod kills;
+mod limits;
 mod loads;
 mod loss;
 mod model;

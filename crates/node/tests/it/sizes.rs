@@ -29,7 +29,7 @@ async fn token(server: &TestServer, body: Value) -> String {
 async fn an_engine_is_as_large_as_what_runs_on_it() {
     let server = TestServer::start_with(&[("TARN_ENGINE_MEMORY", "256MB"), ("TARN_PROFILES", "large=2/2GB/60")]).await;
     let admin = crate::server::TOKEN;
-    assert_eq!(with_profile(&server, admin, "notebook", LARGE).await.code(), "sql");
+    assert_eq!(with_profile(&server, admin, "notebook", LARGE).await.code(), "limited");
     assert_eq!(*with_profile(&server, admin, "large", LARGE).await.rows(), json!([[300_000_000]]));
     // It is small again as soon as nothing large runs, without a new process.
     let pid = server.engine_pid(DEV);
