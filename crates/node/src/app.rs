@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::audit::Audit;
 use http::HeaderMap;
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::admission::Admission;
 use crate::auth::{Identity, Principal};
@@ -57,6 +58,8 @@ pub struct App {
     pub verifier: Verifier,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Whose certificates other nodes may show.
+    pub trust: Arc<ClientConfig>,
     /// False once the node shuts down.
     pub ready: AtomicBool,
 }

@@ -18,6 +18,7 @@
 
 mod identity;
 mod observer;
+mod peer;
 mod proof;
 
 use std::collections::HashMap;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use identity::{NodeId, NodeName};
 pub use observer::{Sight, Verdict};
+pub use peer::Peer;
 pub use proof::Proof;
 
 use crate::clock;
@@ -59,11 +61,17 @@ pub struct Heartbeat {
     pub started_us: i64,
     /// The machine's name, for people.
     pub host: String,
-    /// Where other nodes send its marts' requests, if they may.
+    /// Where other nodes send its marts' requests, if they may: a [`Peer`].
     #[serde(default)]
     pub advertise: Option<String>,
     /// Unchanged for so long, it is dead. Who looks waits for as long as the node itself counts on.
     pub takeover_ms: u64,
+}
+
+impl Heartbeat {
+    fn place(self) -> Elsewhere {
+        Elsewhere { host: self.host, advertise: self.advertise.as_deref().and_then(Peer::parse) }
+    }
 }
 
 /// How a cluster is set up.
@@ -71,8 +79,8 @@ pub struct Heartbeat {
 pub struct ClusterConfig {
     /// After how long without a sign of life a node's marts may be taken over; none in an installation of one node.
     pub takeover_after: Option<Duration>,
-    /// `host:port` at which other nodes reach this one.
-    pub advertise: Option<String>,
+    /// Where other nodes reach this one.
+    pub advertise: Option<Peer>,
 }
 
 /// What became of a look at a mart's writer.
@@ -94,13 +102,13 @@ pub struct Elsewhere {
     /// The machine's name.
     pub host: String,
     /// Where requests may be sent.
-    pub advertise: Option<String>,
+    pub advertise: Option<Peer>,
 }
 
 impl Elsewhere {
     /// What a client is told.
     pub fn refusal(&self) -> ApiError {
-        let place = self.advertise.as_ref().unwrap_or(&self.host);
+        let place = self.advertise.as_ref().map_or_else(|| self.host.clone(), Peer::to_string);
         ApiError::new(Code::Fenced, format!("another node serves this mart: `{place}`")).hint("send the request there")
     }
 }
@@ -176,7 +184,7 @@ impl Cluster {
             seq,
             started_us: self.started_us,
             host: self.name.host().to_owned(),
-            advertise: self.config.advertise.clone(),
+            advertise: self.config.advertise.as_ref().map(Peer::to_string),
             takeover_ms: u64::try_from(takeover.as_millis()).unwrap_or(u64::MAX),
         };
         let bytes = serde_json::to_vec(&heartbeat).expect("texts and numbers serialise");
@@ -228,7 +236,7 @@ impl Cluster {
             Verdict::Dead => Look::Gone,
             Verdict::Unknown(rest) => Look::Unknown(rest.min(again)),
             Verdict::Alive => Look::Lives(Box::new(match heartbeat {
-                Some(heartbeat) => Elsewhere { host: heartbeat.host, advertise: heartbeat.advertise },
+                Some(heartbeat) => heartbeat.place(),
                 None => Elsewhere { host: owner.host().to_owned(), advertise: None },
             })),
         }
@@ -247,7 +255,7 @@ impl Cluster {
             .into_iter()
             .filter(|(name, ..)| *name != own)
             .filter_map(|(_, at_us, beat)| beat.filter(|beat| fresh(at_us, beat)))
-            .map(|beat| Elsewhere { host: beat.host, advertise: beat.advertise })
+            .map(Heartbeat::place)
             .collect())
     }
 
@@ -300,7 +308,7 @@ mod tests {
 
     fn node(bucket: &Bucket, takeover_after: Option<Duration>) -> Cluster {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let config = ClusterConfig { takeover_after, advertise: Some("there:1".into()) };
+        let config = ClusterConfig { takeover_after, advertise: Peer::parse("there:1") };
         Cluster::new(dir.path(), config, bucket.clone()).expect("it is writable")
     }
 
@@ -319,7 +327,7 @@ mod tests {
         assert!(matches!(one.look(&name).await, Look::Unknown(wait) if wait <= TAKEOVER / BEATS));
         other.beat().await.expect("memory does not fail");
         let Look::Lives(place) = one.look(&name).await else { panic!("it has just changed") };
-        assert_eq!(place.advertise.as_deref(), Some("there:1"));
+        assert_eq!(place.advertise, Peer::parse("there:1"));
         assert!(matches!(other.look(&name).await, Look::Me));
         assert_eq!(heartbeats(&bucket).await.expect("memory does not fail").len(), 1);
         let others = |node| async move { Cluster::others(node).await.expect("memory does not fail").len() };

@@ -16,10 +16,11 @@ use figment::providers::{Format, Toml};
 pub use identity::{AuditConfig, AuditSql, AuditTo, Oidc};
 pub use settings::{Flag, SETTINGS, Setting, document};
 
-use crate::cluster::ClusterConfig;
+use crate::cluster::{ClusterConfig, Peer};
 use crate::names::MartId;
 use crate::profiles::{Profiles, Size};
 use crate::stores::{BucketName, BucketTemplates, S3Config, StoreConfig};
+use crate::tls;
 
 /// Read when no `--config` is given and it is there.
 const FILE: &str = "tarn.toml";
@@ -57,6 +58,10 @@ pub type Flags = BTreeMap<&'static str, String>;
 pub struct Config {
     /// Where to serve.
     pub listen: SocketAddr,
+    /// What it shows there; without it, no TLS.
+    pub tls: Option<tls::Files>,
+    /// Whose certificates other nodes may show, if not the machine's authorities.
+    pub tls_ca: Option<PathBuf>,
     /// Directory of engines' files, absolute.
     pub state_dir: PathBuf,
     /// Where buckets lie.
@@ -173,10 +178,11 @@ impl Config {
 
     fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
         let listen: SocketAddr = layers.parse("listen")?;
-        if !listen.ip().is_loopback() && !layers.parse::<bool>("insecure")? {
+        let tls = tls_files(layers)?;
+        if tls.is_none() && !listen.ip().is_loopback() && !layers.parse::<bool>("insecure")? {
             return Err(ConfigError::of(
                 "listen",
-                "beyond loopback the node wants TLS in front of it; say `--insecure` to serve without",
+                "beyond loopback the node wants TLS: give `tls_cert` and `tls_key`, or say `--insecure` to serve without",
             ));
         }
         let state_dir = std::path::absolute(layers.text("state_dir")).map_err(|e| ConfigError::of("state_dir", e))?;
@@ -196,6 +202,7 @@ impl Config {
             oidc: Oidc::resolve(layers)?,
             audit: AuditConfig::resolve(layers, &state_dir)?,
             listen,
+            tls_ca: layers.optional("tls_ca").map(PathBuf::from),
             state_dir,
             store: store(layers)?,
             control,
@@ -222,7 +229,7 @@ impl Config {
             },
             past_engines: layers.parse("past_engines")?,
             past_idle: layers.spell("past_idle_seconds", Duration::from_secs(1))?,
-            cluster: cluster(layers)?,
+            cluster: cluster(layers, tls.is_some())?,
             query_timeout: Duration::from_millis(layers.parse("query_timeout_ms")?),
             durable_wait: Duration::from_millis(layers.parse("durable_wait_ms")?),
             publish: if publish == "none" {
@@ -232,6 +239,7 @@ impl Config {
             },
             publish_max_bytes: layers.bytes("publish_max")?,
             metrics_listen: metrics_listen(layers)?,
+            tls,
             log: layers.text("log"),
             log_json: match layers.text("log_format").as_str() {
                 "json" => true,
@@ -286,7 +294,7 @@ fn store(layers: &Layers) -> Result<StoreConfig, ConfigError> {
     }))
 }
 
-fn cluster(layers: &Layers) -> Result<ClusterConfig, ConfigError> {
+fn cluster(layers: &Layers, with_tls: bool) -> Result<ClusterConfig, ConfigError> {
     let text = layers.text("takeover_after");
     let takeover_after = match text.trim() {
         "never" => None,
@@ -299,18 +307,24 @@ fn cluster(layers: &Layers) -> Result<ClusterConfig, ConfigError> {
     if takeover_after.is_some_and(|time| time < LEAST_TAKEOVER) {
         return Err(ConfigError::of("takeover_after", "wants at least 1s"));
     }
-    let advertise = layers.optional("advertise");
-    if advertise.as_ref().is_some_and(|text| !is_host_and_port(text)) {
-        return Err(ConfigError::of("advertise", "wants HOST:PORT"));
-    }
+    let advertise = match layers.optional("advertise") {
+        Some(text) => {
+            let place = Peer::parse(&text);
+            Some(place.ok_or_else(|| ConfigError::of("advertise", "wants HOST:PORT, or https://HOST:PORT"))?)
+        }
+        None => None,
+    };
+    let advertise = if with_tls { advertise.map(Peer::with_tls) } else { advertise };
     Ok(ClusterConfig { takeover_after, advertise })
 }
 
-/// With a host, a port other than 0, and nothing else.
-fn is_host_and_port(text: &str) -> bool {
-    text.parse::<http::uri::Authority>().is_ok_and(|place| {
-        place.port_u16().is_some_and(|port| port > 0) && !place.host().is_empty() && !text.contains('@')
-    })
+fn tls_files(layers: &Layers) -> Result<Option<tls::Files>, ConfigError> {
+    match (layers.optional("tls_cert"), layers.optional("tls_key")) {
+        (Some(chain), Some(key)) => Ok(Some(tls::Files { chain: chain.into(), key: key.into() })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(ConfigError::of("tls_key", "is missing: `tls_cert` wants its key")),
+        (None, Some(_)) => Err(ConfigError::of("tls_cert", "is missing: `tls_key` wants its certificate")),
+    }
 }
 
 fn engine(layers: &Layers) -> Result<EngineLimits, ConfigError> {
@@ -527,6 +541,10 @@ mod tests {
         assert!(problem(&[("engine_memory", "5")], "").contains("at least 128MB"));
         assert!(problem(&[("control", "sm-a-raw")], "").contains("tenant"));
         assert_eq!(problem(&[("listen", "0.0.0.0:1"), ("insecure", "true")], ""), "");
+        let pair = [("tls_cert", "c.pem"), ("tls_key", "k.pem")];
+        assert_eq!(problem(&[("listen", "0.0.0.0:1"), pair[0], pair[1]], ""), "");
+        assert!(problem(&pair[..1], "").contains("`tls_key`"));
+        assert!(problem(&pair[1..], "").contains("`tls_cert`"));
         assert!(problem(&[("metrics_listen", "0.0.0.0:9")], "").contains("loopback"));
         assert!(problem(&[("takeover_after", "25")], "").contains("TARN_TAKEOVER_AFTER"));
         assert!(problem(&[("takeover_after", "900ms")], "").contains("at least 1s"));
@@ -542,7 +560,10 @@ mod tests {
         assert_eq!(cluster(&[("takeover_after", "1500ms")]).takeover_after, Some(Duration::from_millis(1500)));
         assert_eq!(cluster(&[("takeover_after", "never")]).takeover_after, None);
         let given = [("advertise", "node-2:8642")];
-        assert_eq!(cluster(&given).advertise.as_deref(), Some("node-2:8642"));
+        let advertised = |flags| cluster(flags).advertise.expect("it was given").to_string();
+        assert_eq!(advertised(&given), "node-2:8642");
+        let with_tls = [given[0], ("tls_cert", "c.pem"), ("tls_key", "k.pem")];
+        assert_eq!(advertised(&with_tls), "https://node-2:8642");
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub mod scratch;
 pub mod server;
 pub mod stores;
 pub mod supervisor;
+pub mod tls;
 pub mod upkeep;
 pub mod vacuum;
 pub mod verify;

@@ -3,6 +3,7 @@
 //! # Crash consistency
 //! One node per state directory: it holds a lock there for its life. All else in the directory may be lost.
 
+mod accept;
 mod upload;
 
 use std::fs::File;
@@ -15,14 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use engine::walls::Wall;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use rustix::fs::{FlockOperation, flock};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tower_layer::Layer;
 
 use crate::admission::Admission;
 use crate::app::App;
@@ -31,13 +27,11 @@ use crate::auth::issuer::Issuer;
 use crate::auth::{Admin, Identity};
 use crate::cluster::Cluster;
 use crate::config::Config;
-use crate::connection::ConnectionId;
 use crate::control::Control;
-use crate::door;
-use crate::flight::{self, Flight};
+use crate::flight::Flight;
 use crate::followers::Followers;
 use crate::gateway::Gateway;
-use crate::http::{metrics_routes, routes};
+use crate::http::metrics_routes;
 use crate::jobs::Jobs;
 use crate::marts::{Ground, Marts};
 use crate::names::MartId;
@@ -48,26 +42,12 @@ use crate::running::Running;
 use crate::scratch;
 use crate::stores::BucketStores;
 use crate::supervisor::{Groups, SocketDir, child};
+use crate::tls::{self, Certificate};
 use crate::upkeep;
 use crate::verify::Verifier;
 
-/// Answers under way have this long to end at a shutdown.
-const DRAIN: Duration = Duration::from_secs(20);
 /// Queries that nobody waits for are cancelled then, and end within this time or are cut off.
 const LAST_JOBS: Duration = Duration::from_secs(5);
-/// A client has this long to send the head of its next request; an idle connection is closed after it.
-const HEAD_DEADLINE: Duration = Duration::from_secs(120);
-/// What a client may send of one upload before the node has taken it: enough that it never waits on a fast network, little enough
-/// that many uploads to a busy mart stay small.
-const UPLOAD_WINDOW: u32 = 2 << 20;
-/// The same of all uploads of one connection.
-const CONNECTION_WINDOW: u32 = 8 << 20;
-/// Larger frames from clients mean fewer of them to take apart; how large ours are is the client's to say.
-const MAX_FRAME: u32 = 1 << 20;
-/// What is taken from an engine ahead of a client that reads slowly, besides the piece that was being taken.
-const SEND_BUFFER: usize = 512 << 10;
-/// A client that does not answer a ping for so long is gone: its session and queries end.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Whoever may list it may read every tenant's data.
 const PRIVATE: u32 = 0o700;
 const ADDRESS_FILE: &str = "address";
@@ -77,6 +57,7 @@ pub struct Server {
     app: Arc<App>,
     listener: TcpListener,
     metrics: Option<TcpListener>,
+    certificate: Option<Arc<Certificate>>,
     address: SocketAddr,
     background: CancellationToken,
     admin_token: Option<String>,
@@ -101,6 +82,9 @@ pub enum StartError {
     /// The object store is set up wrongly.
     #[error("the object store can't be used")]
     Store(#[from] crate::stores::StoreError),
+    /// The certificate, or those of authorities, can't be used.
+    #[error("can't serve with TLS")]
+    Tls(#[from] tls::TlsError),
     /// The kernel lacks a wall that the configuration requires.
     #[error("the wall `{wall}` is required and does not stand here: {why}; docs/security.md says what it needs")]
     Wall {
@@ -132,6 +116,8 @@ impl Server {
             .create(state_dir.join("marts"))
             .map_err(system("can't make the directory of marts"))?;
         look_at_walls(&state_dir.join("marts"), &config.engine.required_walls).await?;
+        let certificate = config.tls.as_ref().map(Certificate::load).transpose()?.map(Arc::new);
+        let trust = tls::trust(config.tls_ca.as_deref())?;
         let (admin, admin_token) = match &config.admin_token {
             Some(token) => (Admin::new(token), None),
             None => Admin::keep_in(&state_dir).map_err(system("can't keep the admin token in the state directory"))?,
@@ -190,6 +176,7 @@ impl Server {
             running: Running::default(),
             verifier: Verifier::new(ground.clone(), counted.clone()),
             metrics: counted,
+            trust,
             ready: AtomicBool::new(true),
         });
         write_address(&state_dir, address).map_err(system("can't write the address into the state directory"))?;
@@ -200,6 +187,7 @@ impl Server {
             app,
             listener,
             metrics,
+            certificate,
             address,
             background: CancellationToken::new(),
             admin_token,
@@ -212,6 +200,11 @@ impl Server {
         self.address
     }
 
+    /// Whether it speaks TLS there.
+    pub fn has_tls(&self) -> bool {
+        self.certificate.is_some()
+    }
+
     /// The admin token, if it was made just now: to be shown once.
     pub fn new_admin_token(&self) -> Option<&str> {
         self.admin_token.as_deref()
@@ -219,7 +212,7 @@ impl Server {
 
     /// Serves until `stop`, then ends in order: no new requests, answers under way, engines, last commits, heartbeats.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { app, listener, metrics, background, .. } = self;
+        let Self { app, listener, metrics, certificate, background, .. } = self;
         let polling = tokio::spawn({
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.control.poll(cancel).await }
@@ -265,7 +258,11 @@ impl Server {
         });
         let publishing =
             app.config.publish.clone().map(|id| tokio::spawn(publish_dev(app.clone(), id, background.clone())));
-        accept(listener, app.clone(), flight, stop).await;
+        let renewing = certificate.clone().map(|certificate| {
+            let cancel = background.clone();
+            tokio::spawn(async move { certificate.tend(cancel).await })
+        });
+        accept::accept(listener, certificate.map(tls::acceptor), app.clone(), flight, stop).await;
         app.ready.store(false, Ordering::Relaxed);
         background.cancel();
         app.jobs.shutdown(LAST_JOBS).await;
@@ -283,6 +280,7 @@ impl Server {
             Some(asking),
             telling,
             publishing,
+            renewing,
             Some(beating),
         ]
         .into_iter()
@@ -293,58 +291,6 @@ impl Server {
         }
         app.marts.ground().cluster.leave().await;
         app.audit.shutdown().await;
-    }
-}
-
-/// Takes connections until `stop`; returns when their answers have ended, or after a while.
-async fn accept(listener: TcpListener, app: Arc<App>, flight: Arc<Flight>, stop: CancellationToken) {
-    let routes = routes(app.clone())
-        .merge(flight::routes(flight))
-        .layer(axum::middleware::from_fn_with_state(app.clone(), door::enter))
-        .layer(axum::middleware::map_request(upload::whole));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(UPLOAD_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
-        .max_send_buf_size(SEND_BUFFER)
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .keep_alive_timeout(KEEP_ALIVE);
-    let connections = GracefulShutdown::new();
-    loop {
-        let (stream, peer): (TcpStream, SocketAddr) = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of descriptors, most likely: wait for some to come back rather than spin.
-                    tracing::warn!(%error, "can't accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
-            () = stop.cancelled() => break,
-        };
-        // Without it small answers wait for acknowledgements; a socket that refuses is about to fail anyway.
-        let _ = stream.set_nodelay(true);
-        let place = ConnectionId { id: uuid::Uuid::new_v4(), peer, closed: CancellationToken::new() };
-        let closed = place.closed.clone().drop_guard();
-        let service = TowerToHyperService::new(axum::Extension(place).layer(routes.clone()));
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let watched = connections.watch(connection);
-        tokio::spawn(async move {
-            let _closed = closed;
-            if let Err(error) = watched.await {
-                tracing::debug!(%error, "a connection broke");
-            }
-        });
-    }
-    drop(listener);
-    app.ready.store(false, Ordering::Relaxed);
-    if tokio::time::timeout(DRAIN, connections.shutdown()).await.is_err() {
-        tracing::warn!("some answers did not end in time and are cut off");
     }
 }
 

@@ -14,8 +14,17 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(dsn: Dsn) -> Self {
-        Self { http: reqwest::Client::new(), dsn }
+    /// Trusts the machine's authorities and, if `TARN_CA_FILE` names a file, those in it.
+    pub(super) fn new(dsn: Dsn) -> anyhow::Result<Self> {
+        let mut http = reqwest::Client::builder();
+        if let Some(path) = &dsn.ca_file {
+            let wrong = || format!("`TARN_CA_FILE`: `{path}` can't be used");
+            let pem = std::fs::read(path).with_context(wrong)?;
+            for certificate in reqwest::Certificate::from_pem_bundle(&pem).with_context(wrong)? {
+                http = http.add_root_certificate(certificate);
+            }
+        }
+        Ok(Self { http: http.build().context("can't make a client")?, dsn })
     }
 
     pub(super) fn dsn(&self) -> &Dsn {

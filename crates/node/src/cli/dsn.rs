@@ -24,6 +24,8 @@ pub(super) struct Dsn {
     pub at: Option<String>,
     /// The profile of queries.
     pub profile: Option<String>,
+    /// More authorities to trust, in PEM; from `TARN_CA_FILE`.
+    pub ca_file: Option<String>,
 }
 
 impl fmt::Debug for Dsn {
@@ -46,6 +48,7 @@ impl Dsn {
                 .ok_or_else(|| BadUsage("no DSN: give `tarn://HOST:PORT/TENANT/MART` or set TARN_DSN".into()))?,
         };
         let mut dsn = Self::parse(&text)?;
+        dsn.ca_file = variable("TARN_CA_FILE");
         dsn.token = dsn.token.or_else(|| variable("TARN_TOKEN")).or_else(|| variable("TARN_ADMIN_TOKEN"));
         if dsn.token.is_none() && dsn.is_local() {
             let state_dir = variable("TARN_STATE_DIR").unwrap_or_else(|| "volumes/duckdb".into());
@@ -68,8 +71,16 @@ impl Dsn {
         if host.is_empty() {
             return Err(bad("the DSN names no host"));
         }
-        let mut dsn =
-            Self { host: host.to_owned(), tls: false, token, tenant: None, mart: None, at: None, profile: None };
+        let mut dsn = Self {
+            host: host.to_owned(),
+            tls: false,
+            token,
+            tenant: None,
+            mart: None,
+            at: None,
+            profile: None,
+            ca_file: None,
+        };
         for option in options.split('&').filter(|option| !option.is_empty()) {
             match option.split_once('=') {
                 Some(("tls", value)) => dsn.tls = value.parse().map_err(|_| bad("`tls` wants true or false"))?,

@@ -258,7 +258,7 @@ struct Mart {
 
 impl Mart {
     fn find(dsn: Option<&str>) -> anyhow::Result<Self> {
-        let client = Client::new(Dsn::find(dsn)?);
+        let client = Client::new(Dsn::find(dsn)?)?;
         let id = client.dsn().mart_id()?;
         Ok(Self { client, id })
     }

@@ -45,14 +45,14 @@ pub(super) enum Command {
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Create { dsn, profile } => {
-            let client = Client::new(Dsn::find(dsn.as_deref())?);
+            let client = Client::new(Dsn::find(dsn.as_deref())?)?;
             let mart = client.dsn().mart_id()?;
             let request = client.request(Method::POST, &format!("/v1/tenants/{}/marts", mart.tenant));
             client.json(request.json(&json!({"name": mart.mart, "profile": profile}))).await?;
             eprintln!("mart `{mart}` made");
         }
         Command::List { dsn, json } => {
-            let client = Client::new(Dsn::find(dsn.as_deref())?);
+            let client = Client::new(Dsn::find(dsn.as_deref())?)?;
             let Some(tenant) = client.dsn().tenant.clone() else {
                 return Err(BadUsage("the DSN names no tenant: `tarn://HOST:PORT/TENANT`".into()).into());
             };
@@ -60,7 +60,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             print_list(&answer["marts"], &["name", "created"], json)?;
         }
         Command::Drop { dsn, yes } => {
-            let client = Client::new(Dsn::find(dsn.as_deref())?);
+            let client = Client::new(Dsn::find(dsn.as_deref())?)?;
             let mart = client.dsn().mart_id()?;
             if !yes && !confirmed(&format!("drop mart `{mart}` with all its data?"))? {
                 bail!("not dropped");

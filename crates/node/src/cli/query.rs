@@ -82,7 +82,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     if args.format.is_binary() && args.output.is_none() && std::io::stdout().is_terminal() {
         return Err(BadUsage("this format is not for a terminal: add `--output FILE`".into()).into());
     }
-    let client = Client::new(Dsn::find(dsn)?);
+    let client = Client::new(Dsn::find(dsn)?)?;
     let mart = client.dsn().mart_id()?;
     let path = format!("/v1/tenants/{}/marts/{}/query", mart.tenant, mart.mart);
     let mut body = json!({"sql": sql, "durability": if args.local { "local" } else { "object" }});

@@ -30,7 +30,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     if let Some(token) = server.new_admin_token() {
         writeln!(stderr, "admin token, shown only now: {token}")?;
     }
-    writeln!(stderr, "tarn serves on http://{}", server.address())?;
+    let scheme = if server.has_tls() { "https" } else { "http" };
+    writeln!(stderr, "tarn serves on {scheme}://{}", server.address())?;
     drop(stderr);
     server.run(stop).await;
     tracing::info!("stopped");

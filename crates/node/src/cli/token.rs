@@ -70,7 +70,7 @@ pub(super) enum Role {
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Create { dsn, mart, expires, profiles, json, role, name } => {
-            let client = Client::new(Dsn::find(dsn.as_deref())?);
+            let client = Client::new(Dsn::find(dsn.as_deref())?)?;
             let role = match role {
                 Role::Reader => "reader",
                 Role::Writer => "writer",
@@ -95,7 +95,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             println!("{}", made["token"].as_str().unwrap_or_default());
         }
         Command::List { dsn, json } => {
-            let client = Client::new(Dsn::find(dsn.as_deref())?);
+            let client = Client::new(Dsn::find(dsn.as_deref())?)?;
             let answer = client.json(client.request(Method::GET, "/v1/tokens")).await?;
             print_list(
                 &answer["tokens"],
@@ -104,7 +104,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             )?;
         }
         Command::Revoke { id, dsn, json } => {
-            let client = Client::new(Dsn::find(dsn.as_deref())?);
+            let client = Client::new(Dsn::find(dsn.as_deref())?)?;
             let id: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
             let answer = client.json(client.request(Method::DELETE, &format!("/v1/tokens/{id}"))).await?;
             if json {

@@ -32,7 +32,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
-    let client = Client::new(Dsn::find(args.dsn.as_deref())?);
+    let client = Client::new(Dsn::find(args.dsn.as_deref())?)?;
     let mart = client.dsn().mart_id()?;
     let path = format!("/v1/tenants/{}/marts/{}/verify", mart.tenant, mart.mart);
     let body = json!({"all": args.all, "repair": args.repair, "trial": args.trial});

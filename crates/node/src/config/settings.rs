@@ -59,6 +59,19 @@ pub const SETTINGS: &[Setting] = &[
         help: "Serve beyond loopback without TLS: tokens and data then cross the network in the clear. For use behind a proxy that adds TLS.",
     },
     value(
+        "tls_cert",
+        &["TARN_TLS_CERT"],
+        "",
+        "PEM file of the certificate to show, followed by those between it and its authority. With it and `tls_key` the port speaks TLS 1.2 and 1.3 only, HTTP and Flight alike. Read again every 2 s: a renewed pair is used for new connections, one that does not fit is not.",
+    ),
+    value("tls_key", &["TARN_TLS_KEY"], "", "PEM file of the certificate's private key, not encrypted."),
+    value(
+        "tls_ca",
+        &["TARN_CA_FILE"],
+        "",
+        "PEM file of the authorities whose certificates are trusted when the node sends requests on to another node. Empty means those of the machine. The command line reads the same variable.",
+    ),
+    value(
         "state_dir",
         &["TARN_STATE_DIR"],
         "volumes/duckdb",
@@ -316,7 +329,7 @@ pub const SETTINGS: &[Setting] = &[
         "advertise",
         &["TARN_ADVERTISE"],
         "",
-        "`HOST:PORT` at which other nodes reach this one, without TLS: they send requests for its marts there. None means that they tell clients to. Tokens must be the same on all nodes.",
+        "`HOST:PORT` at which other nodes reach this one: they use TLS if it has a certificate, or if it is given as `https://HOST:PORT`, for a proxy that adds TLS. They send requests for its marts there. None means that they tell clients to. Tokens must be the same on all nodes.",
     ),
     value(
         "checkpoint_wal",

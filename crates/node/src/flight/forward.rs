@@ -5,17 +5,15 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::header::HOST;
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use hyper_util::client::legacy;
 use hyper_util::rt::TokioExecutor;
 use uuid::Uuid;
 
@@ -23,12 +21,12 @@ use super::Flight;
 use super::call::{Call, SESSION};
 use super::frames::framed;
 use super::status::refusal;
-use crate::cluster::Elsewhere;
+use crate::cluster::{Elsewhere, Peer};
 use crate::error::{ApiError, Code, Outcome};
+use crate::tls::{Client, Spoken, connector};
 
 /// Marks a call that a node has sent on.
 const FORWARDED: HeaderName = HeaderName::from_static("tarn-forwarded");
-const CONNECT: Duration = Duration::from_secs(5);
 /// What another node may send of one answer before it was taken here.
 const WINDOW: u32 = 1 << 20;
 const ACTION: &str = "/arrow.flight.protocol.FlightService/DoAction";
@@ -37,26 +35,23 @@ const ACTION: &str = "/arrow.flight.protocol.FlightService/DoAction";
 #[derive(Clone)]
 pub(super) struct Forwarder {
     flight: Arc<Flight>,
-    client: Client<HttpConnector, Body>,
+    client: Client,
     /// Connections of clients whose end another node is told of.
-    watched: Arc<Mutex<HashSet<(Uuid, Authority)>>>,
+    watched: Arc<Mutex<HashSet<(Uuid, Peer)>>>,
 }
 
 impl Forwarder {
     pub(super) fn new(flight: Arc<Flight>) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT));
-        let client = Client::builder(TokioExecutor::new())
+        let client = legacy::Client::builder(TokioExecutor::new())
             .http2_only(true)
             .http2_initial_stream_window_size(WINDOW)
             .http2_initial_connection_window_size(16 * WINDOW)
-            .build(connector);
+            .build(connector(&flight.app.trust, Spoken::Http2));
         Self { flight, client, watched: Arc::default() }
     }
 
-    async fn send(&self, mut request: Request, call: Call, place: &Elsewhere, to: Authority) -> Response {
-        *request.uri_mut() = address(&to, request.uri().path_and_query().cloned());
+    async fn send(&self, mut request: Request, call: Call, place: &Elsewhere, to: Peer) -> Response {
+        *request.uri_mut() = to.uri(request.uri().path_and_query().cloned());
         *request.version_mut() = Version::HTTP_2;
         // Over there the connection is ours, and of many clients.
         name_place(request.headers_mut(), &call);
@@ -77,7 +72,7 @@ impl Forwarder {
     }
 
     /// Closes the client's session over there when its connection ends.
-    fn watch(&self, headers: &HeaderMap, call: &Call, to: &Authority) {
+    fn watch(&self, headers: &HeaderMap, call: &Call, to: &Peer) {
         let Some(closed) = call.place.closed.clone() else { return };
         let key = (call.place.id, to.clone());
         if !self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
@@ -85,7 +80,7 @@ impl Forwarder {
         }
         let mut request = Request::new(Body::from(framed(&arrow_flight::Action::new("CloseSession", Vec::new()))));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = address(to, Some(PathAndQuery::from_static(ACTION)));
+        *request.uri_mut() = to.uri(Some(PathAndQuery::from_static(ACTION)));
         *request.version_mut() = Version::HTTP_2;
         *request.headers_mut() = headers.clone();
         request.headers_mut().remove("grpc-timeout");
@@ -119,12 +114,12 @@ pub(super) async fn to_its_node(State(forwarder): State<Forwarder>, request: Req
 }
 
 /// Where the mart is served.
-async fn elsewhere(flight: &Flight, call: &Call) -> Option<(Elsewhere, Authority)> {
+async fn elsewhere(flight: &Flight, call: &Call) -> Option<(Elsewhere, Peer)> {
     let mart = flight.app.mart(&call.mart).await.ok()?;
     // It may be about to be opened here.
     let _ = mart.live().await;
     let place = mart.elsewhere()?;
-    let to = place.advertise.as_ref()?.parse().ok()?;
+    let to = place.advertise.clone()?;
     Some((place, to))
 }
 
@@ -136,12 +131,4 @@ fn name_place(headers: &mut HeaderMap, call: &Call) {
     {
         headers.insert(SESSION, place);
     }
-}
-
-fn address(to: &Authority, path: Option<PathAndQuery>) -> Uri {
-    let mut uri = Uri::default().into_parts();
-    uri.scheme = Some(Scheme::HTTP);
-    uri.authority = Some(to.clone());
-    uri.path_and_query = Some(path.unwrap_or(PathAndQuery::from_static("/")));
-    Uri::from_parts(uri).expect("a scheme, a host and a path are a whole address")
 }

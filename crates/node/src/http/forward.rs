@@ -10,16 +10,15 @@ use axum::extract::{Path, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use hyper_util::client::legacy;
 use hyper_util::rt::TokioExecutor;
 
 use super::{Shared, mart_id};
 use crate::auth::{self, Principal};
-use crate::cluster::Elsewhere;
+use crate::cluster::{Elsewhere, Peer};
 use crate::error::{ApiError, Code, Outcome};
+use crate::tls::{Client, Spoken, connector};
 
 /// Marks a request that a node has sent on.
 pub(super) const FORWARDED: HeaderName = HeaderName::from_static("tarn-forwarded");
@@ -34,15 +33,13 @@ pub(super) struct Answered;
 #[derive(Clone)]
 pub(super) struct Forwarder {
     app: Shared,
-    client: Client<HttpConnector, Body>,
+    client: Client,
 }
 
 impl Forwarder {
     pub(super) fn new(app: Shared) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(std::time::Duration::from_secs(5)));
-        Self { app, client: Client::builder(TokioExecutor::new()).build(connector) }
+        let client = legacy::Client::builder(TokioExecutor::new()).build(connector(&app.trust, Spoken::Http1));
+        Self { app, client }
     }
 
     /// The node's parts.
@@ -51,17 +48,8 @@ impl Forwarder {
     }
 
     /// Sends the request there.
-    pub(super) async fn send(
-        &self,
-        mut request: Request,
-        place: &Elsewhere,
-        to: &Authority,
-    ) -> Result<Response, ApiError> {
-        let mut uri = Uri::default().into_parts();
-        uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Some(to.clone());
-        uri.path_and_query = Some(request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")));
-        *request.uri_mut() = Uri::from_parts(uri).expect("a scheme, a host and a path are a whole address");
+    pub(super) async fn send(&self, mut request: Request, place: &Elsewhere, to: &Peer) -> Result<Response, ApiError> {
+        *request.uri_mut() = to.uri(request.uri().path_and_query().cloned());
         *request.version_mut() = Version::HTTP_11;
         drop_per_connection(request.headers_mut());
         request.headers_mut().remove(HOST);
@@ -106,7 +94,7 @@ async fn elsewhere(
     app: &Shared,
     names: &HashMap<String, String>,
     asks: Option<Arc<Principal>>,
-) -> Option<(Elsewhere, Authority)> {
+) -> Option<(Elsewhere, Peer)> {
     let asks = asks?;
     let id = mart_id(names.get("tenant")?, names.get("mart")?).ok()?;
     asks.role_in(&id).ok()?;
@@ -114,7 +102,7 @@ async fn elsewhere(
     // It may be about to be opened here.
     let _ = mart.live().await;
     let place = mart.elsewhere()?;
-    let to = place.advertise.as_ref()?.parse().ok()?;
+    let to = place.advertise.clone()?;
     Some((place, to))
 }
 

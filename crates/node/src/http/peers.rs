@@ -52,12 +52,12 @@ async fn elsewhere(forwarder: &Forwarder, parts: &Parts) -> Result<Option<Respon
     })?;
     let mut all_answered = true;
     for place in others {
-        let Some(to) = place.advertise.as_ref().and_then(|text| text.parse().ok()) else { continue };
+        let Some(to) = &place.advertise else { continue };
         let mut copy = Request::new(Body::empty());
         *copy.method_mut() = parts.method.clone();
         *copy.uri_mut() = parts.uri.clone();
         *copy.headers_mut() = parts.headers.clone();
-        match forwarder.send(copy, &place, &to).await {
+        match forwarder.send(copy, &place, to).await {
             Ok(response) if response.status() == StatusCode::NOT_FOUND => {}
             Ok(response) => return Ok(Some(response)),
             Err(_) => all_answered = false,

@@ -30,4 +30,5 @@ mod stops;
 mod stores;
 mod streams;
 mod takeover;
+mod tls;
 mod wire;

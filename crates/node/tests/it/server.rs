@@ -23,6 +23,7 @@ pub struct TestServer {
     settings: Vec<(String, String)>,
     node: Option<Child>,
     address: String,
+    scheme: &'static str,
     log: watch::Sender<Vec<String>>,
     http: reqwest::Client,
 }
@@ -54,13 +55,13 @@ impl Answer {
 #[derive(Clone)]
 pub struct Requests {
     http: reqwest::Client,
-    address: String,
+    base: String,
 }
 
 impl Requests {
     /// A request with the admin token.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("http://{}{path}", self.address)).bearer_auth(TOKEN)
+        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(TOKEN)
     }
 
     /// Sends it and reads its answer whole; fails if the node is killed meanwhile.
@@ -83,10 +84,21 @@ impl TestServer {
     /// With environment variables besides.
     pub async fn start_with(settings: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut http = reqwest::Client::builder().timeout(PATIENCE);
+        if let Some((_, authority)) = settings.iter().find(|(name, _)| *name == "TARN_CA_FILE") {
+            let pem = std::fs::read(authority).expect("it is readable");
+            http = http.add_root_certificate(reqwest::Certificate::from_pem(&pem).expect("a certificate"));
+        }
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("a plain client");
-        let mut server =
-            Self { dir, settings, node: None, address: String::new(), log: watch::channel(Vec::new()).0, http };
+        let mut server = Self {
+            dir,
+            settings,
+            node: None,
+            address: String::new(),
+            scheme: "http",
+            log: watch::channel(Vec::new()).0,
+            http: http.build().expect("a plain client"),
+        };
         server.start_again().await;
         server
     }
@@ -124,14 +136,17 @@ impl TestServer {
         let log = self.log.clone();
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                if let Some(address) = line.strip_prefix("tarn serves on http://") {
-                    let _ = send.try_send(address.to_owned());
+                if let Some(place) = line.strip_prefix("tarn serves on ") {
+                    let _ = send.try_send(place.to_owned());
                 }
                 log.send_modify(|lines| lines.push(line));
             }
         });
-        let address = tokio::time::timeout(PATIENCE, addresses.recv()).await.expect("it starts in time");
-        self.address = address.unwrap_or_else(|| panic!("it did not start:\n{}", self.log()));
+        let place = tokio::time::timeout(PATIENCE, addresses.recv()).await.expect("it starts in time");
+        let place = place.unwrap_or_else(|| panic!("it did not start:\n{}", self.log()));
+        let (scheme, address) = place.split_once("://").expect("it says where");
+        self.scheme = if scheme == "https" { "https" } else { "http" };
+        self.address = address.to_owned();
         self.node = Some(node);
     }
 
@@ -253,7 +268,7 @@ impl TestServer {
 
     /// A way to send requests from another task.
     pub fn requests(&self) -> Requests {
-        Requests { http: self.http.clone(), address: self.address.clone() }
+        Requests { http: self.http.clone(), base: format!("{}://{}", self.scheme, self.address) }
     }
 
     /// A request with the admin token.

@@ -1,13 +1,15 @@
-//! `tarn doctor` on who is let in: can the audit log be written, are the issuer's keys to be had.
+//! `tarn doctor` on who is let in: with which certificate, can the audit log be written, are the issuer's keys to be had.
 
 use std::fs::OpenOptions;
 
 use super::{Report, Verdict, note};
 use crate::auth::issuer::Issuer;
 use crate::config::{AuditTo, Config};
+use crate::tls::{self, Certificate};
 
 pub(super) async fn check(config: &Config, report: &mut Report) {
     check_audit(config, report);
+    check_certificate(config, report);
     let Some(rules) = config.oidc.clone() else { return };
     let name = rules.issuer.clone();
     let found = match Issuer::new(rules) {
@@ -23,6 +25,34 @@ pub(super) async fn check(config: &Config, report: &mut Report) {
             format!("the keys of `{name}` can't be fetched: {error}"),
             "without them its tokens are refused: check `oidc_issuer` (exactly as in the tokens), or set `oidc_jwks_url`",
         ),
+    }
+}
+
+fn check_certificate(config: &Config, report: &mut Report) {
+    match &config.tls {
+        Some(files) => match Certificate::load(files) {
+            Ok(_) => {
+                note(report, "certificate", Verdict::Ok, format!("`{}` and its key fit", files.chain.display()), "")
+            }
+            Err(error) => note(
+                report,
+                "certificate",
+                Verdict::Fail,
+                error.to_string(),
+                "give a certificate and its own key, both in PEM, to `tls_cert` and `tls_key`",
+            ),
+        },
+        None if config.listen.ip().is_loopback() => note(report, "certificate", Verdict::Ok, "none, on loopback", ""),
+        None => note(
+            report,
+            "certificate",
+            Verdict::Warn,
+            "none: tokens and data cross the network in the clear",
+            "set `tls_cert` and `tls_key`, or let only a proxy with TLS reach the port",
+        ),
+    }
+    if let Err(error) = tls::trust(config.tls_ca.as_deref()) {
+        note(report, "authorities", Verdict::Fail, error.to_string(), "give certificates in PEM to `tls_ca`");
     }
 }
 

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tonic::codegen::Service;
@@ -66,7 +67,14 @@ impl Client {
 
     /// With some token.
     pub async fn connect_as(address: &str, token: &str) -> Self {
-        let stream = TcpStream::connect(address).await.expect("the node listens");
+        Self::over(TcpStream::connect(address).await.expect("the node listens"), address, token).await
+    }
+
+    /// On a connection that is there.
+    pub async fn over<S>(stream: S, address: &str, token: &str) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (sender, connection) =
             http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("it speaks HTTP/2");
         let driver = tokio::spawn(async move {
