@@ -82,6 +82,9 @@ fn main() {
         "io_uring",
         failed_below_zero(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, std::ptr::null::<u8>()) }),
     );
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: it asks for a number; the bit asks for another ABI's way of doing so.
+    attempt("x32", failed_below_zero(unsafe { libc::syscall(0x4000_0000 | libc::SYS_getpid) }));
     let core = rustix::process::Rlimit { current: None, maximum: None };
     attempt("core dumps", rustix::process::setrlimit(rustix::process::Resource::Core, core).map_err(Into::into));
     println!("{}", json!({ "report": report, "tried": tried }));

@@ -209,6 +209,7 @@ impl Server {
             duckdb_version: library_version(),
             pid: std::process::id(),
             queries: self.engine.queries.len(),
+            sessions: self.engine.sessions.len(),
         })
     }
 

@@ -124,6 +124,8 @@ pub struct Health {
     pub pid: u32,
     /// Queries that run or stream just now.
     pub queries: usize,
+    /// Sessions that are open.
+    pub sessions: usize,
 }
 
 /// Answer of `GET /queries/{id}`.

@@ -17,6 +17,7 @@ pub use identity::{AuditConfig, AuditSql, AuditTo, Oidc};
 pub use settings::{Flag, SETTINGS, Setting, document};
 
 use crate::cluster::{ClusterConfig, Peer};
+use crate::marts::Idle;
 use crate::names::MartId;
 use crate::profiles::{Profiles, Size};
 use crate::stores::{BucketName, BucketTemplates, S3Config, StoreConfig};
@@ -84,6 +85,10 @@ pub struct Config {
     pub checkpoints: Checkpoints,
     /// What of the past is kept, and what is done to it.
     pub upkeep: Upkeep,
+    /// When engines that nobody uses are closed.
+    pub idle: Idle,
+    /// Processes that wait to become engines.
+    pub spare_engines: usize,
     /// Engines on earlier moments at once.
     pub past_engines: usize,
     /// How long one stays when nobody uses it.
@@ -227,6 +232,12 @@ impl Config {
                 verify_every: Some(layers.spell("verify_every_days", DAY)?).filter(|every| !every.is_zero()),
                 vacuum_every: Some(layers.spell("vacuum_every_days", DAY)?).filter(|every| !every.is_zero()),
             },
+            idle: Idle {
+                after: Some(layers.spell("engine_idle_seconds", Duration::from_secs(1))?)
+                    .filter(|after| !after.is_zero()),
+                most: Some(layers.parse("max_engines")?).filter(|most| *most > 0),
+            },
+            spare_engines: layers.parse("spare_engines")?,
             past_engines: layers.parse("past_engines")?,
             past_idle: layers.spell("past_idle_seconds", Duration::from_secs(1))?,
             cluster: cluster(layers, tls.is_some())?,

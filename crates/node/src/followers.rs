@@ -2,7 +2,7 @@
 //!
 //! Nothing is restored: such an engine reads the moment's files by range through the gateway. It never meets the live engine.
 //!
-//! **Invariant:** at most so many at once; one in use is never ended for another's sake.
+//! **Invariant:** at most so many at once, never all of them one tenant's; one in use is never ended for another's sake.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,12 +20,12 @@ use uuid::Uuid;
 use crate::error::{ApiError, Code};
 use crate::gateway::{self, Grant};
 use crate::marts::Ground;
-use crate::names::MartId;
+use crate::names::{MartId, Tenant};
 use crate::orders::refused;
 use crate::past::{At, Past, parse_at};
 use crate::pins::Pin;
 use crate::room::Room;
-use crate::supervisor::{Blank, Launch, MartLock, REPLAY, SpawnError};
+use crate::supervisor::{Launch, MartLock, REPLAY, SpawnError};
 use crate::watcher::Live;
 
 /// Below the state directory.
@@ -54,6 +54,7 @@ pub struct Followers {
 }
 
 struct Slot {
+    tenant: Tenant,
     cell: OnceCell<Arc<Follower>>,
     used: Mutex<Instant>,
 }
@@ -116,7 +117,7 @@ impl Followers {
     /// The engine on what `at` means in a mart.
     pub async fn at(&self, id: &MartId, incarnation: Uuid, at: &str) -> Result<Arc<Live>, ApiError> {
         let (past, known) = self.meaning(id, incarnation, &parse_at(at)?).await?;
-        let slot = self.slot((incarnation, past.position))?;
+        let slot = self.slot((incarnation, past.position), &id.tenant)?;
         let started = slot.cell.get_or_try_init(|| self.start(id, incarnation, &past, known)).await;
         match started {
             Ok(follower) if follower.live.engine.is_running() => Ok(follower.live.clone()),
@@ -178,15 +179,18 @@ impl Followers {
         Ok((past, Some(look)))
     }
 
-    /// The place for one engine; makes room if there are too many.
-    fn slot(&self, key: Key) -> Result<Arc<Slot>, ApiError> {
+    /// The place for one engine; makes room if there are too many. The last one is never for a tenant that has all the others.
+    fn slot(&self, key: Key, tenant: &Tenant) -> Result<Arc<Slot>, ApiError> {
         let mut running = self.running();
         if let Some(slot) = running.get(&key) {
             slot.touch();
             return Ok(slot.clone());
         }
-        if running.len() >= self.most {
-            let longest = running.iter().filter_map(|(key, slot)| Some((slot.idle_for()?, *key))).max();
+        let own = running.values().filter(|slot| slot.tenant == *tenant).count();
+        let greedy = own > 0 && own + 1 >= self.most;
+        if running.len() >= self.most || greedy {
+            let longest = running.iter().filter(|(_, slot)| !greedy || slot.tenant == *tenant);
+            let longest = longest.filter_map(|(key, slot)| Some((slot.idle_for()?, *key))).max();
             let Some((_, idle)) = longest else {
                 let text = "too many earlier moments are being read at once";
                 return Err(ApiError::new(Code::Limited, text)
@@ -196,7 +200,7 @@ impl Followers {
                 tokio::spawn(async move { slot.end().await });
             }
         }
-        let slot = Arc::new(Slot { cell: OnceCell::new(), used: Mutex::new(Instant::now()) });
+        let slot = Arc::new(Slot { tenant: tenant.clone(), cell: OnceCell::new(), used: Mutex::new(Instant::now()) });
         running.insert(key, slot.clone());
         Ok(slot)
     }
@@ -234,7 +238,7 @@ impl Followers {
         let lock = MartLock::acquire(&place.0).await.map_err(|error| trouble(&error))?;
         let position = past.position;
         let launch = async |in_place| {
-            let mut blank = Blank::spawn(&self.ground.sockets).await?;
+            let mut blank = self.ground.spares.take().await?;
             let grant = self.ground.gateway.grant_past(blank.door()?, id, view.clone())?;
             let gateway = Some(grant.config());
             let launch = Launch {

@@ -5,16 +5,17 @@
 //!
 //! **Invariant:** at most one task per mart; a mart's files are touched only by the task that holds the mart's lock.
 
+mod idle;
 mod life;
 mod swap;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use object_store::path::Path as Key;
 use replica::MartReplica;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -29,7 +30,7 @@ use crate::names::MartId;
 use crate::orders::{self, Order};
 use crate::pins::AllPins;
 use crate::stores::{BucketStores, StoreError};
-use crate::supervisor::{Groups, SocketDir};
+use crate::supervisor::{Groups, Spares};
 use crate::watcher::{Landed, Live, Phase, Progress, Watcher};
 
 /// A write waits so long for a checkpoint to begin.
@@ -50,8 +51,8 @@ pub struct Ground {
     pub stores: Arc<BucketStores>,
     /// Engines' way to `s3://`.
     pub gateway: Gateway,
-    /// Engines' sockets.
-    pub sockets: SocketDir,
+    /// Processes that become engines.
+    pub spares: Spares,
     /// Their control groups.
     pub groups: Groups,
     /// Where their ends are counted.
@@ -100,6 +101,8 @@ impl Ground {
 pub struct Marts {
     ground: Arc<Ground>,
     open: Mutex<HashMap<MartId, Arc<OpenMart>>>,
+    /// One more was opened.
+    opened: Notify,
     tasks: TaskTracker,
 }
 
@@ -111,14 +114,18 @@ pub struct OpenMart {
     watcher: Watcher,
     hold: watch::Receiver<bool>,
     orders: mpsc::Sender<Order>,
+    /// When it was last asked for, or seen in use.
+    last_used: Mutex<Instant>,
     stop: CancellationToken,
     ended: CancellationToken,
 }
 
+pub use idle::Idle;
+
 impl Marts {
     /// None is open.
     pub fn new(ground: Arc<Ground>) -> Self {
-        Self { ground, open: Mutex::default(), tasks: TaskTracker::new() }
+        Self { ground, open: Mutex::default(), opened: Notify::new(), tasks: TaskTracker::new() }
     }
 
     /// What they stand on.
@@ -136,6 +143,7 @@ impl Marts {
             && found.incarnation == incarnation
             && !found.can_be_opened_anew()
         {
+            found.touch();
             return Ok(found.clone());
         }
         let (phase, phases) = watch::channel(Phase::Opening);
@@ -149,6 +157,7 @@ impl Marts {
             watcher: Watcher::new(phases, progresses),
             hold: held,
             orders,
+            last_used: Mutex::new(Instant::now()),
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
         });
@@ -175,6 +184,7 @@ impl Marts {
             life.run().await;
             drop(ended);
         });
+        self.opened.notify_one();
         Ok(mart)
     }
 
@@ -308,8 +318,16 @@ impl OpenMart {
     fn can_be_opened_anew(&self) -> bool {
         match self.watcher.elsewhere() {
             Some((_, since)) => since.elapsed() > ELSEWHERE_KNOWN,
-            None => self.watcher.closed().is_some(),
+            None => self.stop.is_cancelled() || self.watcher.closed().is_some(),
         }
+    }
+
+    fn touch(&self) {
+        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn last_used(&self) -> Instant {
+        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

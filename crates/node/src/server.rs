@@ -41,7 +41,7 @@ use crate::revocation;
 use crate::running::Running;
 use crate::scratch;
 use crate::stores::BucketStores;
-use crate::supervisor::{Groups, SocketDir, child};
+use crate::supervisor::{Groups, SocketDir, Spares, child};
 use crate::tls::{self, Certificate};
 use crate::upkeep;
 use crate::verify::Verifier;
@@ -127,12 +127,13 @@ impl Server {
         let control = Control::open(bucket.clone()).await?;
         let cluster = Cluster::new(&state_dir, config.cluster.clone(), bucket)
             .map_err(system("can't keep the node's id in the state directory"))?;
+        let sockets = SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?;
         let ground = Ground {
             state_dir: state_dir.clone(),
             cluster: Arc::new(cluster),
             stores: stores.clone(),
             gateway: Gateway::new(stores),
-            sockets: SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?,
+            spares: Spares::new(sockets, config.spare_engines),
             groups: Groups::find(&state_dir),
             metrics: Arc::default(),
             limits: config.engine.clone(),
@@ -221,6 +222,14 @@ impl Server {
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.followers.tend(cancel).await }
         });
+        let closing = tokio::spawn({
+            let (app, cancel) = (app.clone(), background.clone());
+            async move { app.marts.tend(app.config.idle, cancel).await }
+        });
+        let preparing = tokio::spawn({
+            let (app, cancel) = (app.clone(), background.clone());
+            async move { app.marts.ground().spares.tend(cancel).await }
+        });
         let forgetting = tokio::spawn({
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.jobs.tend(cancel).await }
@@ -272,6 +281,8 @@ impl Server {
         for task in [
             Some(polling),
             Some(tending),
+            Some(closing),
+            Some(preparing),
             Some(forgetting),
             Some(keeping),
             Some(watching),

@@ -9,6 +9,7 @@ pub mod child;
 mod groups;
 mod lock;
 mod socket;
+mod spares;
 mod spawn;
 
 use std::os::fd::OwnedFd;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use groups::{Group, Groups, Share};
 pub use lock::MartLock;
 pub use socket::SocketDir;
+pub use spares::Spares;
 pub use spawn::{Blank, DEAF_MS, Launch, SpawnError};
 
 use crate::engine_client::{CallError, EngineClient};

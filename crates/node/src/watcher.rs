@@ -149,6 +149,11 @@ impl Watcher {
         }
     }
 
+    /// Where it stands.
+    pub fn phase(&self) -> watch::Ref<'_, Phase> {
+        self.phase.borrow()
+    }
+
     /// Waits until a commit is in the object store.
     pub async fn landed(&self, position: Position, wait: Duration) -> Landed {
         if self.landed_now(Some(position)) == Landed::Durable {

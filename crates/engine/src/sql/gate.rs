@@ -16,6 +16,8 @@ mod names;
 mod ordinary;
 mod paths;
 #[cfg(test)]
+mod reads;
+#[cfg(test)]
 mod shapes;
 mod tables;
 

@@ -97,8 +97,25 @@ const SOCKET_TYPE: u64 = 0xf;
 pub(super) fn restrict() -> Result<(), String> {
     let denied = denied().map_err(|error| format!("seccomp: {error}"))?;
     apply(denied, libc::EPERM)?;
+    #[cfg(target_arch = "x86_64")]
+    apply_filter(&no_x32()).map_err(|error| format!("seccomp: {error}"))?;
     // Its flags lie in memory, out of a filter's sight; the C library goes on with `clone` when it is not there.
     apply(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
+}
+
+/// The same calls have other numbers in the x32 ABI, which some kernels have built in and nobody uses.
+#[cfg(target_arch = "x86_64")]
+fn no_x32() -> [seccompiler::sock_filter; 4] {
+    /// In the number of every such call.
+    const X32: u32 = 0x4000_0000;
+    let step = |code: u32, jt, jf, k| seccompiler::sock_filter { code: code as u16, jt, jf, k };
+    [
+        // The number is what a filter's data begins with.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, X32),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs()),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
 }
 
 fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: c_int) -> Result<(), String> {

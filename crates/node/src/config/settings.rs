@@ -374,10 +374,28 @@ pub const SETTINGS: &[Setting] = &[
         "A mart that is open and holds much free space is vacuumed so often, 0 means never. Writers wait meanwhile.",
     ),
     value(
+        "engine_idle_seconds",
+        &["TARN_ENGINE_IDLE_SECONDS"],
+        "900",
+        "A mart's engine is closed when nobody has used it for so many seconds: no request, no session. The next request opens it again, which takes about a tenth of a second while its files are still here. 0 means never.",
+    ),
+    value(
+        "max_engines",
+        &["TARN_MAX_ENGINES"],
+        "0",
+        "When more marts than this are open, those idle longest are closed at once. One that is used is never closed, so there may be more. 0 means however many.",
+    ),
+    value(
+        "spare_engines",
+        &["TARN_SPARE_ENGINES"],
+        "1",
+        "Processes that wait to become engines; each takes a few megabytes and makes the opening of a mart that much faster.",
+    ),
+    value(
         "past_engines",
         &["TARN_PAST_ENGINES"],
         "4",
-        "Engines on earlier moments that run at once; each has its own `engine_memory`.",
+        "Engines on earlier moments that run at once; each has its own `engine_memory`. Of more than one, the last is never for a tenant that has all the others.",
     ),
     value(
         "past_idle_seconds",

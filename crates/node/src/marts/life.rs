@@ -32,7 +32,7 @@ use crate::orders::{Order, Reply, Swapped};
 use crate::replicator::{End, Feed, FeedError, Quiet, Replicator};
 use crate::room::Room;
 use crate::stores::StoreError;
-use crate::supervisor::{Blank, Engine, Launch, MartLock, SpawnError};
+use crate::supervisor::{Engine, Launch, MartLock, SpawnError};
 use crate::watcher::{Live, Phase, Progress};
 
 /// Running queries have this long to end when their mart closes.
@@ -360,7 +360,7 @@ impl Life {
         dir: &std::path::Path,
         shipper: &mut Shipper,
     ) -> Result<(Arc<Live>, Feed, gateway::Grant), Trouble> {
-        let mut blank = Blank::spawn(&self.ground.sockets).await?;
+        let mut blank = self.ground.spares.take().await?;
         let (door, gateway) = (blank.door().map_err(SpawnError::from)?, &self.ground.gateway);
         let grant = gateway.grant(door, &self.id.tenant, &self.id.mart).map_err(SpawnError::from)?;
         let gateway = Some(grant.config());

@@ -11,6 +11,7 @@ mod flight;
 mod gateway;
 mod history;
 mod identity;
+mod idle;
 mod kills;
 mod limits;
 mod loads;
