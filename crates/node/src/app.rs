@@ -24,7 +24,7 @@ use crate::past::Past;
 use crate::profiles::{self, Profile};
 use crate::room::Room;
 use crate::router::Ask;
-use crate::running::{Entry, Running};
+use crate::running::{Entry, Owned, Running};
 use crate::verify::Verifier;
 use crate::visit::guests::{Guests, HasKeys, Now};
 use crate::watcher::Live;
@@ -129,7 +129,8 @@ impl App {
     pub(crate) async fn admit(&self, ask: &Ask, mart: &MartId, live: &Arc<Live>) -> Result<Entry, ApiError> {
         let place = self.admission.enter(&mart.tenant, ask.id, ask.profile.places, ask.timeout).await?;
         let room = Room::ask(live, ask.profile.size).await;
-        self.running.add(ask.id, &ask.principal, mart, live.clone(), (place, room))
+        let owned = Owned { principal: ask.principal.clone(), mart: mart.clone(), live: live.clone() };
+        self.running.add(ask.id, owned, (place, room))
     }
 
     /// Which life of the mart there is; it may not have been used since it was made elsewhere.

@@ -92,20 +92,20 @@ impl Gateway {
 
     /// Keys for one spawn of a mart's engine, good until the grant is dropped, and only for what comes through `door`.
     pub fn grant(&self, door: TcpListener, tenant: &Tenant, mart: &Mart) -> io::Result<Grant> {
-        self.open(door, tenant, mart, None)
+        self.open(door, MartId { tenant: tenant.clone(), mart: mart.clone() }, None)
     }
 
     /// The same for an engine on an earlier moment, which reads that moment's files here.
     pub fn grant_past(&self, door: TcpListener, id: &MartId, view: Arc<View>) -> io::Result<Grant> {
-        self.open(door, &id.tenant, &id.mart, Some(view))
+        self.open(door, id.clone(), Some(view))
     }
 
-    fn open(&self, listener: TcpListener, tenant: &Tenant, mart: &Mart, view: Option<Arc<View>>) -> io::Result<Grant> {
+    fn open(&self, listener: TcpListener, id: MartId, view: Option<Arc<View>>) -> io::Result<Grant> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let addr = listener.local_addr()?;
         let stop = self.stop.child_token();
-        let grant = self.grants.issue(tenant, mart, view, addr, stop.clone());
+        let grant = self.grants.issue(&id, view, addr, stop.clone());
         let door = Door { addr, key_id: KeyId(grant.key_id.as_str().into()), s3: self.s3.clone(), stop };
         self.tasks.spawn(accept(listener, Arc::new(door), self.places.clone(), self.tasks.clone()));
         Ok(grant)

@@ -30,10 +30,10 @@ pub struct Running(Arc<Mutex<HashMap<Uuid, Owned>>>);
 
 /// Who runs a query, and where.
 #[derive(Clone)]
-struct Owned {
-    principal: String,
-    mart: MartId,
-    live: Arc<Live>,
+pub(crate) struct Owned {
+    pub principal: String,
+    pub mart: MartId,
+    pub live: Arc<Live>,
 }
 
 /// A query's entry among the running, until dropped.
@@ -56,20 +56,13 @@ struct Tracked {
 }
 
 impl Running {
-    pub(crate) fn add(
-        &self,
-        id: Uuid,
-        principal: &str,
-        mart: &MartId,
-        live: Arc<Live>,
-        holds: Holds,
-    ) -> Result<Entry, ApiError> {
+    pub(crate) fn add(&self, id: Uuid, owned: Owned, holds: Holds) -> Result<Entry, ApiError> {
         let mut running = self.lock();
         if running.contains_key(&id) {
             return Err(ApiError::new(Code::Conflict, "a query with this id is running"));
         }
-        live.running.fetch_add(1, Ordering::Relaxed);
-        running.insert(id, Owned { principal: principal.to_owned(), mart: mart.clone(), live });
+        owned.live.running.fetch_add(1, Ordering::Relaxed);
+        running.insert(id, owned);
         Ok(Entry(self.clone(), id, holds))
     }
 

@@ -128,13 +128,15 @@ impl Server {
         let cluster = Cluster::new(&state_dir, config.cluster.clone(), bucket)
             .map_err(system("can't keep the node's id in the state directory"))?;
         let sockets = SocketDir::create(&state_dir).map_err(system("can't make the directory of engines' sockets"))?;
+        let groups = Groups::find(&state_dir);
+        groups.lift_node();
         let ground = Ground {
             state_dir: state_dir.clone(),
             cluster: Arc::new(cluster),
             stores: stores.clone(),
             gateway: Gateway::new(stores),
             spares: Spares::new(sockets, config.spare_engines),
-            groups: Groups::find(&state_dir),
+            groups,
             metrics: Arc::default(),
             limits: config.engine.clone(),
             checkpoints: config.checkpoints,

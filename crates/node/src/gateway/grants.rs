@@ -23,7 +23,7 @@ use super::policy::{Access, Policy};
 use super::traffic::{Bytes, Direction, Traffic};
 use super::uploads::Uploads;
 use super::{KeyId, errors, past};
-use crate::names::{Mart, Tenant};
+use crate::names::{MartId, Tenant};
 use crate::stores::{Bucket, BucketStores};
 
 /// An engine's keys. Dropping it revokes them.
@@ -116,13 +116,12 @@ impl Grants {
 
     pub(super) fn issue(
         self: &Arc<Self>,
-        tenant: &Tenant,
-        mart: &Mart,
+        id: &MartId,
         view: Option<Arc<View>>,
         addr: SocketAddr,
         stop: CancellationToken,
     ) -> Grant {
-        let buckets = self.stores.names_of(tenant);
+        let buckets = self.stores.names_of(&id.tenant);
         let scopes = [&buckets.raw, &buckets.processed, &buckets.analytics];
         let grant = Grant {
             key_id: format!("TARN{}", random_hex(10).to_uppercase()),
@@ -136,11 +135,11 @@ impl Grants {
         let session = Session {
             policy: Policy::new(buckets),
             uploads: Uploads::default(),
-            traffic: traffic.entry(tenant.clone()).or_default().clone(),
+            traffic: traffic.entry(id.tenant.clone()).or_default().clone(),
             view,
             secret: grant.secret.clone(),
             stores: self.stores.clone(),
-            label: format!("{tenant}/{mart}"),
+            label: id.to_string(),
         };
         self.sessions().insert(grant.key_id.clone(), Arc::new(session));
         grant

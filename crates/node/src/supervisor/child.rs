@@ -10,7 +10,7 @@ use engine::walls::{Report, Wall};
 use serde::de::DeserializeOwned;
 use tokio::process::Command;
 
-use super::groups::{Groups, be_nice};
+use super::groups::{Groups, be_nice, set_apart};
 
 /// Far more than any database that fits a machine takes.
 const DEADLINE: Duration = Duration::from_secs(6 * 3600);
@@ -53,6 +53,7 @@ async fn run(words: &[&Path], deadline: Duration) -> io::Result<Vec<u8>> {
     command.arg0("tarn").arg("engine").args(words);
     command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
     let child = command.spawn()?;
+    set_apart(child.id());
     if let Some(pid) = child.id() {
         be_nice(pid, NICE);
     }

@@ -2,7 +2,8 @@
 //! among tenants.
 //!
 //! Version 1 and version 2 alike: below our own group lies one of this node, in it one for each tenant, in that one for each engine.
-//! Tenants have equal weights, so a tenant with twenty busy engines gets no more than one with a single busy engine. What can't be had is
+//! Tenants have equal weights, so a tenant with twenty busy engines gets no more than one with a single busy engine. The node itself, which
+//! all of them need and which needs little, goes before them. What can't be had is
 //! told: then engines are sessions of their own, among which the scheduler shares time out, step back behind the node, and watch their
 //! own memory.
 //!
@@ -14,7 +15,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::names::MartId;
 use find::{Tree, Version};
@@ -67,6 +68,11 @@ pub struct Share {
     pub memory_bytes: u64,
 }
 
+/// Below the group of all engines: processes that are nobody's engine yet, or never will be. No tenant has such a name.
+const WORK: &str = ".work";
+/// Where this process's children begin, once it has a group with a weight of its own. A process is in one group only.
+static CHILDREN: OnceLock<PathBuf> = OnceLock::new();
+
 /// Where groups are made. Cheap to clone; the last one removes what is left.
 #[derive(Clone)]
 pub struct Groups(Arc<All>);
@@ -85,6 +91,21 @@ impl Groups {
         let hash = blake3::hash(state_dir.as_os_str().as_encoded_bytes()).to_hex();
         let (trees, lacking) = find::trees(&format!("tarn-{}", &hash[..16]));
         Self(Arc::new(All { trees, lacking, next: AtomicU64::new(0), tenants: Mutex::default() }))
+    }
+
+    /// Lets this process go before its engines for processor time, where that can be shared out: what it does for one tenant must not wait
+    /// for another's work. Once; its children begin elsewhere from then on.
+    pub fn lift_node(&self) {
+        let Some(tree) = self.0.trees.iter().find(|tree| tree.controllers.contains(&Controller::Cpu)) else { return };
+        let work = tree.top.join(WORK);
+        let made = match fs::create_dir(&work) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+            _ => tree.lift(),
+        };
+        match made {
+            Ok(()) => drop(CHILDREN.set(work)),
+            Err(error) => tracing::debug!(%error, "the node shares processor time with its engines as it comes"),
+        }
     }
 
     /// Why there are none or not all, in words.
@@ -210,6 +231,14 @@ impl Drop for Group {
 impl Drop for All {
     fn drop(&mut self) {
         self.trees.iter().for_each(Tree::remove);
+    }
+}
+
+/// A child of this process does not have the weight of this process.
+pub(super) fn set_apart(pid: Option<u32>) {
+    if let (Some(pid), Some(work)) = (pid, CHILDREN.get()) {
+        // It may have ended.
+        let _ = fs::write(work.join("cgroup.procs"), pid.to_string());
     }
 }
 

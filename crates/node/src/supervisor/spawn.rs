@@ -16,6 +16,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use super::groups::set_apart;
 use super::{Engine, Groups, MartLock, Share, SocketDir};
 use crate::config::EngineLimits;
 use crate::engine_client::EngineClient;
@@ -70,6 +71,7 @@ impl Blank {
         let child = command.spawn()?;
         // The node's copies of the engine's descriptors close with it: an engine's death must leave no listener behind.
         drop(command);
+        set_apart(child.id());
         if let Some(pid) = child.id() {
             // Raising one's own chance is always allowed; where /proc is missing it does not matter.
             let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);

@@ -26,6 +26,9 @@ pub(super) struct Tree {
     stepped_down: Option<PathBuf>,
 }
 
+/// How many times what a tenant has the node may have of processor time, of which it needs little.
+const NODE_TIMES: u64 = 16;
+
 impl Tree {
     /// A tenant's group, if it is not there.
     pub(super) fn make_tenant(&self, tenant: &str) -> io::Result<()> {
@@ -37,9 +40,45 @@ impl Tree {
         }
     }
 
+    /// Gives this process a group with a weight of its own, beside its engines'.
+    pub(super) fn lift(&self) -> io::Result<()> {
+        match self.version {
+            Version::One => {
+                let own = self.own();
+                match fs::create_dir(&own) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    _ => {}
+                }
+                let weight = (NODE_TIMES * weight(self.version)).min(262_144);
+                fs::write(own.join("cpu.shares"), weight.to_string())?;
+                fs::write(own.join("cgroup.procs"), std::process::id().to_string())
+            }
+            Version::Two => match &self.stepped_down {
+                Some(own) => {
+                    fs::write(own.join("cpu.weight"), (NODE_TIMES * weight(self.version)).min(10_000).to_string())
+                }
+                None => Err(io::Error::other("others are in the node's group")),
+            },
+        }
+    }
+
+    /// The node's own group, where it has one.
+    fn own(&self) -> PathBuf {
+        self.top.with_extension("node")
+    }
+
     /// Removes it with what is left in it.
     pub(super) fn remove(&self) {
         clear(&self.top);
+        if let (Version::One, Some(base)) = (self.version, self.top.parent())
+            && self.own().exists()
+            && words(&self.own().join("cgroup.procs")).any(|pid| pid == std::process::id().to_string())
+        {
+            let back = fs::write(base.join("cgroup.procs"), std::process::id().to_string());
+            if let Err(error) = back.and_then(|()| fs::remove_dir(self.own())) {
+                tracing::debug!(%error, "the node's control group is left");
+            }
+        }
         let (Some(own), Some(base)) = (&self.stepped_down, self.top.parent()) else { return };
         // Back to where it was; if it can't be, the node ends where it is.
         let off: Vec<_> = self.controllers.iter().map(|controller| format!("-{controller}")).collect();
@@ -136,13 +175,23 @@ fn open(tree: &mut Tree) -> Result<(), String> {
     }
     if tree.controllers.contains(&Controller::Cpu) {
         // Beside other programs on the machine all engines together count as programs on all processors do, not as one.
-        let (file, weight) = match tree.version {
-            Version::One => ("cpu.shares", 1024 * u64::from(processors())),
-            Version::Two => ("cpu.weight", (100 * u64::from(processors())).min(10_000)),
+        let file = match tree.version {
+            Version::One => "cpu.shares",
+            Version::Two => "cpu.weight",
         };
-        fs::write(tree.top.join(file), weight.to_string()).map_err(said("setting the engines' weight"))?;
+        fs::write(tree.top.join(file), weight(tree.version).to_string())
+            .map_err(said("setting the engines' weight"))?;
     }
     Ok(())
+}
+
+/// Of all engines together.
+fn weight(version: Version) -> u64 {
+    let processors = u64::from(processors());
+    match version {
+        Version::One => 1024 * processors,
+        Version::Two => (100 * processors).min(10_000),
+    }
 }
 
 /// Lets groups below `dir` have the controllers.
@@ -163,7 +212,7 @@ fn step_down(tree: &Tree, base: &Path) -> io::Result<PathBuf> {
     if words(&base.join("cgroup.procs")).any(|pid| pid != me) {
         return Err(io::Error::other("others are in the node's group"));
     }
-    let own = tree.top.with_extension("node");
+    let own = tree.own();
     if let Err(error) = fs::create_dir(&own)
         && error.kind() != io::ErrorKind::AlreadyExists
     {
