@@ -191,7 +191,7 @@ pub fn of_paths(place: &Place) -> Vec<Named> {
             format!("set variable x = '{path}'"),
             format!("create view zz as from '{path}'"),
             format!("create macro zz() as table from '{path}'"),
-            format!("create macro zz(p) as table from read_text(p)"),
+            "create macro zz(p) as table from read_text(p)".to_owned(),
             format!("merge into t using '{path}' s on false when not matched then insert"),
         ] {
             variants.push((sql, json!([])));
