@@ -10,6 +10,7 @@ mod life;
 mod swap;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -116,6 +117,8 @@ pub struct OpenMart {
     orders: mpsc::Sender<Order>,
     /// When it was last asked for, or seen in use.
     last_used: Mutex<Instant>,
+    /// It closes because nobody used it: whoever asks now opens it anew. One that closes for another reason says so.
+    left: AtomicBool,
     stop: CancellationToken,
     ended: CancellationToken,
 }
@@ -158,6 +161,7 @@ impl Marts {
             hold: held,
             orders,
             last_used: Mutex::new(Instant::now()),
+            left: AtomicBool::new(false),
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
         });
@@ -318,7 +322,7 @@ impl OpenMart {
     fn can_be_opened_anew(&self) -> bool {
         match self.watcher.elsewhere() {
             Some((_, since)) => since.elapsed() > ELSEWHERE_KNOWN,
-            None => self.stop.is_cancelled() || self.watcher.closed().is_some(),
+            None => self.left.load(Ordering::Relaxed) || self.watcher.closed().is_some(),
         }
     }
 

@@ -29,7 +29,7 @@ use crate::engine_client::{ClientError, EngineBody, request};
 use crate::error::{ApiError, Code, Outcome};
 use crate::marts::OpenMart;
 use crate::profiles::Profile;
-use crate::supervisor::{DEAF, DEAF_MS, MEMORY};
+use crate::supervisor::{DEAF, DEAF_MS, KILLED, MEMORY};
 use crate::watcher::{Landed, Live};
 
 pub use sessions::{Who, close_session, end_principal, open_session};
@@ -127,7 +127,8 @@ impl Ask {
                 let what = "the mart's engine ended while this request ran";
                 let hint =
                     "it restarts by itself; if this request makes it end again, use less memory or simpler functions";
-                (ApiError::new(Code::Unavailable, what).hint(hint), alone)
+                // Whoever kills engines has his own reasons.
+                (ApiError::new(Code::Unavailable, what).hint(hint), alone && reason != Some(KILLED))
             }
         };
         let error = error.outcome(self.outcome_of_silence());

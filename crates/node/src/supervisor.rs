@@ -149,6 +149,9 @@ pub const MEMORY: &str = "memory";
 /// Reason of an engine whose query ignored its interrupt.
 pub const DEAF: &str = "deaf";
 
+/// Reason of an engine that somebody else killed.
+pub const KILLED: &str = "killed";
+
 /// Why an engine ended, as metrics and logs name it.
 fn exit_reason(status: ExitStatus) -> &'static str {
     use std::os::unix::process::ExitStatusExt;
@@ -161,7 +164,7 @@ fn exit_reason(status: ExitStatus) -> &'static str {
         (Some(wire::exit::MEMORY), _) => MEMORY,
         (Some(wire::exit::TEMP), _) => "temp",
         (Some(wire::exit::FATAL), _) => "fatal",
-        (_, Some(9)) => "killed",
+        (_, Some(9)) => KILLED,
         (_, Some(_)) => "crashed",
         _ => "exited",
     }

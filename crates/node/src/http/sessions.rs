@@ -32,7 +32,9 @@ pub(super) async fn open(
     if !body.trim_ascii().is_empty() {
         let NewSession {} = parse_object(&body)?;
     }
-    let live = app.mart(&id).await?.live().await?;
+    // Held to the end: a mart that somebody has is in use.
+    let mart = app.mart(&id).await?;
+    let live = mart.live().await?;
     let session = router::open_session(&live, &who).await?;
     let limits = &app.config.engine;
     Ok(json(json!({
@@ -52,7 +54,9 @@ pub(super) async fn close(
     let session: Uuid = session
         .parse()
         .map_err(|_| ApiError::new(Code::NotFound, "no such session").hint("it may have ended already"))?;
-    let live = app.mart(&id).await?.live().await?;
+    // Held to the end: a mart that somebody has is in use.
+    let mart = app.mart(&id).await?;
+    let live = mart.live().await?;
     router::close_session(&live, &who, session).await?;
     Ok(json(json!({"session": session, "closed": true})))
 }

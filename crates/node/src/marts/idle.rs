@@ -3,6 +3,7 @@
 //!
 //! **Invariant:** closing one ends no request and no session, and leaves no commit behind that is not in the object store.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -103,6 +104,7 @@ impl Marts {
         let ours_and_the_maps = 2;
         if Arc::strong_count(&mart) == ours_and_the_maps && mart.last_used() == used {
             tracing::info!(mart = %mart.id, idle = ?used.elapsed(), "nobody uses it: its engine is closed");
+            mart.left.store(true, Ordering::Relaxed);
             mart.stop.cancel();
         }
     }

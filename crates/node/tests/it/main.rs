@@ -32,4 +32,5 @@ mod stores;
 mod streams;
 mod takeover;
 mod tls;
+mod walls;
 mod wire;
