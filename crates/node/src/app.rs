@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use crate::audit::Audit;
 use http::HeaderMap;
@@ -129,7 +130,8 @@ impl App {
     pub(crate) async fn admit(&self, ask: &Ask, mart: &MartId, live: &Arc<Live>) -> Result<Entry, ApiError> {
         let place = self.admission.enter(&mart.tenant, ask.id, ask.profile.places, ask.timeout).await?;
         let room = Room::ask(live, ask.profile.size).await;
-        let owned = Owned { principal: ask.principal.clone(), mart: mart.clone(), live: live.clone() };
+        let since = Instant::now();
+        let owned = Owned { principal: ask.principal.clone(), mart: mart.clone(), live: live.clone(), since };
         self.running.add(ask.id, owned, (place, room))
     }
 

@@ -7,6 +7,7 @@ mod dsn;
 mod flags;
 mod history;
 mod mart;
+mod plan;
 mod query;
 mod serve;
 mod table;
@@ -45,6 +46,11 @@ enum Command {
         after_help = "Examples:\n  tarn query tarn://127.0.0.1:8642/default/dev 'select 42 as answer'\n  TARN_DSN=tarn://127.0.0.1:8642/default/dev tarn query 'from flights' --format csv --output flights.csv"
     )]
     Query(query::Args),
+    /// Show how DuckDB runs a statement.
+    #[command(
+        after_help = "Examples:\n  tarn plan tarn://127.0.0.1:8642/default/dev 'select carrier, count(*) from flights group by all'\n  tarn plan 'from flights limit 5' --analyze --format svg --output plan.svg"
+    )]
+    Plan(plan::Args),
     /// Make, list and drop marts.
     #[command(subcommand, after_help = "Example:\n  tarn mart create tarn://127.0.0.1:8642/default/sales")]
     Mart(mart::Command),
@@ -105,6 +111,7 @@ pub fn main(ready: fn()) -> ExitCode {
     let ran = match Cli::parse().command {
         Command::Serve(settings) => serve::run(&settings),
         Command::Query(args) => client::block_on(query::run(args)),
+        Command::Plan(args) => client::block_on(plan::run(args)),
         Command::Mart(command) => client::block_on(mart::run(command)),
         Command::Token(command) => client::block_on(token::run(command)),
         Command::Snapshot(command) => client::block_on(history::snapshot(command)),

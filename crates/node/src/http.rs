@@ -2,6 +2,7 @@
 //!
 //! Handlers check and translate; the work is done by `router`, `marts` and `control`. Errors get their request's id here.
 
+mod catalog;
 mod changes;
 mod drain;
 mod forward;
@@ -10,6 +11,7 @@ mod history;
 mod marts;
 mod metrics;
 mod peers;
+mod plan;
 mod positions;
 mod queries;
 mod query;
@@ -54,9 +56,11 @@ pub fn routes(app: Shared) -> Router {
     let of_marts = Router::new()
         .route("/v1/tenants/{tenant}/marts/{mart}/query", post(query::run))
         .route("/v1/tenants/{tenant}/marts/{mart}/queries", post(queries::submit))
+        .route("/v1/tenants/{tenant}/marts/{mart}/plan", post(plan::plan))
         .route("/v1/tenants/{tenant}/marts/{mart}/sessions", post(sessions::open))
         .route("/v1/tenants/{tenant}/marts/{mart}/sessions/{session}", delete(sessions::close))
         .route("/v1/tenants/{tenant}/marts/{mart}/positions/{position}", get(positions::show))
+        .route("/v1/tenants/{tenant}/marts/{mart}/catalog", get(catalog::show))
         .route("/v1/tenants/{tenant}/marts/{mart}/history", get(history::history))
         .route("/v1/tenants/{tenant}/marts/{mart}/snapshots", get(history::snapshots).post(history::snapshot))
         .route("/v1/tenants/{tenant}/marts/{mart}/snapshots/{name}", delete(history::delete_snapshot))
@@ -86,6 +90,7 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/tenants/{tenant}/marts", get(marts::list).post(marts::create))
         .route("/v1/tenants/{tenant}/marts/{mart}", get(marts::show).delete(marts::delete))
         .route("/v1/tenants/{tenant}/marts/{mart}/verify", post(verify::verify))
+        .route("/v1/tenants/{tenant}/marts/{mart}/classify", post(plan::classify))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", delete(tokens::revoke))
         .fallback(|| async {

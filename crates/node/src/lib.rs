@@ -29,6 +29,8 @@ pub mod names;
 pub mod orders;
 pub mod past;
 pub mod pins;
+mod plan;
+mod precedence;
 pub mod profiles;
 pub mod publish;
 pub mod replicator;

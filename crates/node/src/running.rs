@@ -2,11 +2,12 @@
 //!
 //! A query counts as running until its answer is sent or given up. Only its owner and an administrator learn that it exists.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use crate::admission::Place;
 use crate::auth::Principal;
 use crate::engine_client;
 use crate::error::{ApiError, Code};
-use crate::names::MartId;
+use crate::names::{MartId, Tenant};
 use crate::room::Asked;
 use crate::watcher::Live;
 
@@ -34,6 +35,7 @@ pub(crate) struct Owned {
     pub principal: String,
     pub mart: MartId,
     pub live: Arc<Live>,
+    pub since: Instant,
 }
 
 /// A query's entry among the running, until dropped.
@@ -97,6 +99,13 @@ impl Running {
     /// Is there one of that id, whoever's it is?
     pub(crate) fn knows(&self, id: Uuid) -> bool {
         self.lock().contains_key(&id)
+    }
+
+    /// Tenants that have a query which has run for longer.
+    pub(crate) fn longer_than(&self, time: Duration, now: Instant) -> HashSet<Tenant> {
+        let running = self.lock();
+        let long = running.values().filter(|owned| now.saturating_duration_since(owned.since) > time);
+        long.map(|owned| owned.mart.tenant.clone()).collect()
     }
 
     fn get(&self, id: Uuid) -> Option<Owned> {

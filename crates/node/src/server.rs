@@ -36,6 +36,7 @@ use crate::jobs::Jobs;
 use crate::marts::{Ground, Marts};
 use crate::names::MartId;
 use crate::pins::AllPins;
+use crate::precedence;
 use crate::publish;
 use crate::revocation;
 use crate::running::Running;
@@ -232,6 +233,10 @@ impl Server {
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.marts.ground().spares.tend(cancel).await }
         });
+        let weighing = tokio::spawn({
+            let (app, cancel) = (app.clone(), background.clone());
+            async move { precedence::run(&app, cancel).await }
+        });
         let forgetting = tokio::spawn({
             let (app, cancel) = (app.clone(), background.clone());
             async move { app.jobs.tend(cancel).await }
@@ -285,6 +290,7 @@ impl Server {
             Some(tending),
             Some(closing),
             Some(preparing),
+            Some(weighing),
             Some(forgetting),
             Some(keeping),
             Some(watching),

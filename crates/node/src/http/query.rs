@@ -14,6 +14,7 @@ use engine::wire::{FLIGHT, Role, header};
 use http::header::ACCEPT;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -147,6 +148,50 @@ pub(super) async fn answer(app: &App, checked: Checked) -> Result<Response, ApiE
     let entry = app.admit(&ask, &mart_id, &live).await?;
     let response = router::query(&mart, live, &ask, body.into(), app.config.durable_wait).await?;
     Ok(response.map(|body| entry.until_sent(body)))
+}
+
+/// A body of `…/query` that the node makes for a caller.
+#[derive(Serialize)]
+pub(super) struct Made<'a> {
+    pub sql: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub params: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<Uuid>,
+}
+
+/// What is read whole of an answer.
+const MOST_BYTES: usize = 64 << 20;
+
+/// Runs what the node made as its caller would; the head of the answer and its rows.
+pub(super) async fn rows(
+    app: &App,
+    caller: &Principal,
+    mart: MartId,
+    (id, headers): (Uuid, &HeaderMap),
+    made: &Made<'_>,
+) -> Result<(http::response::Parts, Vec<Vec<Value>>), ApiError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        rows: Vec<Vec<Value>>,
+    }
+    let broken = |error: serde_json::Error| ApiError::internal("a body between node and engine is not JSON", error);
+    let mut headers = headers.clone();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let body = serde_json::to_vec(made).map_err(broken)?;
+    let checked = check(app, caller, mart, (id, &headers), body.into()).await?;
+    let (head, body) = answer(app, checked).await?.into_parts();
+    let body = axum::body::to_bytes(body, MOST_BYTES).await;
+    let body = body.map_err(|_| ApiError::new(Code::Unavailable, "the answer broke off on its way"))?;
+    if !head.status.is_success() {
+        return Err(serde_json::from_slice(&body).map_err(broken)?);
+    }
+    let Answer { rows } = serde_json::from_slice(&body).map_err(broken)?;
+    Ok((head, rows))
 }
 
 /// The id that the client chose, else a new one.

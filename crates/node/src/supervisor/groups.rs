@@ -2,7 +2,8 @@
 //! among tenants.
 //!
 //! Version 1 and version 2 alike: below our own group lies one of this node, in it one for each tenant, in that one for each engine.
-//! Tenants have equal weights, so a tenant with twenty busy engines gets no more than one with a single busy engine. The node itself, which
+//! Tenants have equal weights, so a tenant with twenty busy engines gets no more than one with a single busy engine; those that step
+//! back have less. The node itself, which
 //! all of them need and which needs little, goes before them. What can't be had is
 //! told: then engines are sessions of their own, among which the scheduler shares time out, step back behind the node, and watch their
 //! own memory.
@@ -11,13 +12,14 @@
 
 mod find;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::names::MartId;
+use crate::names::{MartId, Tenant};
 use find::{Tree, Version};
 
 /// Beside an engine's own limit: what it is ended for by itself comes first, with a line that says so.
@@ -73,6 +75,9 @@ const WORK: &str = ".work";
 /// Where this process's children begin, once it has a group with a weight of its own. A process is in one group only.
 static CHILDREN: OnceLock<PathBuf> = OnceLock::new();
 
+/// Tenants that go after others.
+type Back = HashSet<Tenant>;
+
 /// Where groups are made. Cheap to clone; the last one removes what is left.
 #[derive(Clone)]
 pub struct Groups(Arc<All>);
@@ -82,7 +87,7 @@ struct All {
     lacking: Vec<(Controller, String)>,
     next: AtomicU64,
     /// A tenant's group is removed when its last engine's is, and must not be while another's is made in it.
-    tenants: Mutex<()>,
+    tenants: Mutex<Back>,
 }
 
 impl Groups {
@@ -108,6 +113,17 @@ impl Groups {
         }
     }
 
+    /// Has these tenants go after all others, and no more those that went after them before.
+    pub fn step_back(&self, tenants: HashSet<Tenant>) {
+        let Some(tree) = self.0.trees.iter().find(|tree| tree.controllers.contains(&Controller::Cpu)) else { return };
+        let mut back = self.0.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        for tenant in back.symmetric_difference(&tenants) {
+            // One without an engine has no group; it is made with its weight.
+            let _ = tree.weigh(tenant, tenants.contains(tenant));
+        }
+        *back = tenants;
+    }
+
     /// Why there are none or not all, in words.
     pub fn lacking(&self) -> Option<String> {
         let said: Vec<_> = self.0.lacking.iter().map(|(controller, why)| format!("{controller}: {why}")).collect();
@@ -129,8 +145,8 @@ impl Groups {
         for tree in &self.0.trees {
             let dir = tree.top.join(id.tenant.as_str()).join(format!("{}.{number}", id.mart));
             let made = {
-                let _guard = self.0.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-                tree.make_tenant(id.tenant.as_str()).and_then(|()| fs::create_dir(&dir))
+                let back = self.0.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+                tree.make_tenant(&id.tenant, back.contains(&id.tenant)).and_then(|()| fs::create_dir(&dir))
             };
             let placed = made.and_then(|()| {
                 group.dirs.push((tree.version, dir.clone()));

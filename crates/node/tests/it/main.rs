@@ -20,6 +20,7 @@ mod model;
 mod orphans;
 mod outages;
 mod past;
+mod plans;
 mod published;
 mod recovery;
 mod sandbox;

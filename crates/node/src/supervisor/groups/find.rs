@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Controller, processors};
+use crate::names::Tenant;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Version {
@@ -28,16 +29,28 @@ pub(super) struct Tree {
 
 /// How many times what a tenant has the node may have of processor time, of which it needs little.
 const NODE_TIMES: u64 = 16;
+/// How many times what a tenant has that steps back the others have.
+const SHORT_TIMES: u64 = 16;
 
 impl Tree {
     /// A tenant's group, if it is not there.
-    pub(super) fn make_tenant(&self, tenant: &str) -> io::Result<()> {
-        let dir = self.top.join(tenant);
+    pub(super) fn make_tenant(&self, tenant: &Tenant, back: bool) -> io::Result<()> {
+        let dir = self.top.join(tenant.as_str());
         match fs::create_dir(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Ok(()) if self.version == Version::Two => enable(&dir, &self.controllers),
-            made => made,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            made => made?,
         }
+        if self.version == Version::Two {
+            enable(&dir, &self.controllers)?;
+        }
+        if back && self.controllers.contains(&Controller::Cpu) { self.weigh(tenant, back) } else { Ok(()) }
+    }
+
+    /// Has a tenant that has a group go after others, or beside them.
+    pub(super) fn weigh(&self, tenant: &Tenant, back: bool) -> io::Result<()> {
+        let dir = self.top.join(tenant.as_str());
+        let (file, equal) = weight(self.version);
+        fs::write(dir.join(file), (if back { equal / SHORT_TIMES } else { equal }).to_string())
     }
 
     /// Gives this process a group with a weight of its own, beside its engines'.
@@ -49,13 +62,13 @@ impl Tree {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                     _ => {}
                 }
-                let weight = (NODE_TIMES * weight(self.version)).min(262_144);
+                let weight = (NODE_TIMES * all_weights(self.version)).min(262_144);
                 fs::write(own.join("cpu.shares"), weight.to_string())?;
                 fs::write(own.join("cgroup.procs"), std::process::id().to_string())
             }
             Version::Two => match &self.stepped_down {
                 Some(own) => {
-                    fs::write(own.join("cpu.weight"), (NODE_TIMES * weight(self.version)).min(10_000).to_string())
+                    fs::write(own.join("cpu.weight"), (NODE_TIMES * all_weights(self.version)).min(10_000).to_string())
                 }
                 None => Err(io::Error::other("others are in the node's group")),
             },
@@ -175,23 +188,24 @@ fn open(tree: &mut Tree) -> Result<(), String> {
     }
     if tree.controllers.contains(&Controller::Cpu) {
         // Beside other programs on the machine all engines together count as programs on all processors do, not as one.
-        let file = match tree.version {
-            Version::One => "cpu.shares",
-            Version::Two => "cpu.weight",
-        };
-        fs::write(tree.top.join(file), weight(tree.version).to_string())
+        fs::write(tree.top.join(weight(tree.version).0), all_weights(tree.version).to_string())
             .map_err(said("setting the engines' weight"))?;
     }
     Ok(())
 }
 
-/// Of all engines together.
-fn weight(version: Version) -> u64 {
-    let processors = u64::from(processors());
+/// The file of a group's weight, and what the kernel writes there at first.
+fn weight(version: Version) -> (&'static str, u64) {
     match version {
-        Version::One => 1024 * processors,
-        Version::Two => (100 * processors).min(10_000),
+        Version::One => ("cpu.shares", 1024),
+        Version::Two => ("cpu.weight", 100),
     }
+}
+
+/// Of all engines together.
+fn all_weights(version: Version) -> u64 {
+    let all = weight(version).1 * u64::from(processors());
+    if version == Version::Two { all.min(10_000) } else { all }
 }
 
 /// Lets groups below `dir` have the controllers.
