@@ -117,7 +117,11 @@ impl Line {
     fn write(&mut self, outcome: String, bytes: u64) {
         let Some((mut record, place)) = self.open.take() else { return };
         (record.outcome, record.bytes) = (outcome, bytes);
-        if record.end(&self.visit) {
+        let told = record.end(&self.visit);
+        if let Some((id, kind, took)) = record.query() {
+            self.app.metrics.query_ended(id, kind, &record.outcome, took);
+        }
+        if told {
             self.app.audit.write(&record, place);
         }
     }

@@ -3,6 +3,9 @@
 //! Knows numbers and labels; what happened is told to it. Labels hold names of tenants and marts only, so the page is for whoever
 //! holds the node's admin token, or for loopback.
 
+mod latency;
+mod usage;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,6 +16,8 @@ use replica::Position;
 use crate::admission::Counts;
 use crate::gateway::{Direction, TrafficBytes};
 use crate::names::MartId;
+use latency::{Histogram, Latency};
+pub use usage::{Place, usage};
 
 /// Media type of the text format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -28,6 +33,8 @@ pub struct Metrics {
     snapshots: Mutex<BTreeMap<MartId, i64>>,
     lags: Mutex<HashMap<MartId, Lag>>,
     restarts: Mutex<BTreeMap<&'static str, u64>>,
+    latency: Latency,
+    stalls: Mutex<BTreeMap<MartId, Histogram>>,
 }
 
 /// Commits of a mart that are not durable, oldest first, with when they were first seen.
@@ -59,6 +66,24 @@ impl Metrics {
     /// A moment of a mart was named.
     pub fn snapshot_taken(&self, id: &MartId, time_us: i64) {
         lock(&self.snapshots).insert(id.clone(), time_us);
+    }
+
+    /// A query ended so, after this time.
+    pub fn query_ended(&self, id: &MartId, kind: &'static str, status: &str, took: Duration) {
+        self.latency.saw(id, kind, status, took);
+    }
+
+    /// A checkpoint held writers of a mart back for so long.
+    pub fn writers_stalled(&self, id: &MartId, time: Duration) {
+        lock(&self.stalls).entry(id.clone()).or_default().saw(time);
+    }
+
+    /// A mart was dropped: nothing is told of it any more.
+    pub fn mart_dropped(&self, id: &MartId) {
+        lock(&self.verified).remove(id);
+        lock(&self.snapshots).remove(id);
+        lock(&self.stalls).remove(id);
+        self.latency.forget(id);
     }
 
     /// An engine is started again after one that ended for this reason.
@@ -109,6 +134,11 @@ impl Metrics {
         sorted.sort_by_key(|(id, _)| (id.tenant.as_str(), id.mart.as_str()));
         for (id, lag) in sorted {
             page.sample(name, &of_mart(id), lag.seconds(now));
+        }
+        self.latency.write(&mut page);
+        page.family("tarn_checkpoint_stall_seconds", "histogram", "How long a checkpoint held a mart's writers back.");
+        for (id, stalls) in lock(&self.stalls).iter() {
+            stalls.write("tarn_checkpoint_stall_seconds", &of_mart(id), &mut page);
         }
         let name = "tarn_past_fetched_bytes_total";
         page.family(name, "counter", "Bytes of blocks that queries of earlier moments fetched from the object store.");

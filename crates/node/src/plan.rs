@@ -154,7 +154,7 @@ mod tests {
             json!({"name": "SEQ_SCAN ", "children": [], "extra_info": {"Table": "t", "Projections": ["a", "b"]}});
         let plain = operators(&json!([{"name": "LIMIT", "extra_info": {}, "children": [leaf]}]));
         assert_eq!(plain[0].inputs[0].name, "SEQ_SCAN");
-        assert_eq!(plain[0].inputs[0].details, ["Table: t", "Projections:", "  a", "  b"]);
+        assert_eq!(plain[0].inputs[0].details, ["Projections:", "  a", "  b", "Table: t"]);
         let leaf = json!({"operator_name": "SEQ_SCAN", "operator_cardinality": 3, "operator_timing": 0.0015, "extra_info": {"Table": "t"}});
         let top =
             json!({"operator_name": "EXPLAIN_ANALYZE", "children": [{"operator_name": "LIMIT", "children": [leaf]}]});

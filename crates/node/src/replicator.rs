@@ -97,6 +97,8 @@ pub struct Replicator<'a> {
     pub stop: &'a CancellationToken,
     /// When the log is folded.
     pub checkpoints: Checkpoints,
+    /// Told how long writers waited for one.
+    pub stalled: &'a (dyn Fn(Duration) + Sync),
     /// The node's; each of its streaks wants a slot of this mart.
     pub proof: &'a Proof,
 }
@@ -445,6 +447,7 @@ impl Replicator<'_> {
         match answer {
             Ok(answer) => {
                 tracing::info!(iteration = answer.iteration, stall_ms = answer.stall_ms, "checkpoint");
+                (self.stalled)(Duration::from_millis(answer.stall_ms));
                 plan.base_due = Some(answer.iteration);
                 plan.refused_since = None;
                 plan.idle_at = Instant::now() + self.checkpoints.idle;

@@ -91,6 +91,13 @@ impl Record {
         !self.noted.untold
     }
 
+    /// The query that it was, if it was one that ran here: of which mart, of which kind, and how long it took.
+    pub fn query(&self) -> Option<(&MartId, &'static str, Duration)> {
+        // What is only handed in has a line of its own when it has run.
+        let ran = self.action != "query.submit";
+        Some((self.noted.mart.as_ref()?, self.noted.kind.filter(|_| ran)?, self.took))
+    }
+
     pub(super) fn shown(&self, sql: AuditSql) -> Shown<'_> {
         let noted = &self.noted;
         let principal = noted.principal.as_deref();

@@ -105,7 +105,11 @@ fn sizes(relations: &[Vec<Value>]) -> Option<String> {
     let names = relations.iter().filter(|relation| relation[2] == "table");
     let one = |relation: &Vec<Value>| {
         let (schema, name) = (relation[0].as_str()?, relation[1].as_str()?);
-        let quoted = format!("\"{}\".\"{}\"", schema.replace('"', "\"\""), name.replace('"', "\"\""));
+        // DuckDB finds no table by a quoted name that has a quote in it.
+        if schema.contains('"') || name.contains('"') {
+            return None;
+        }
+        let quoted = format!("\"{schema}\".\"{name}\"");
         Some(format!(
             "SELECT {}, {}, count(DISTINCT block_id) FILTER (persistent) FROM pragma_storage_info({})",
             text(schema),

@@ -91,6 +91,7 @@ pub(super) async fn delete(
         .await?;
     // From here on nobody opens it; what follows may be cut short by a crash and costs only space.
     app.marts.close(&id, entry.incarnation).await;
+    app.metrics.mart_dropped(&id);
     let ground = app.marts.ground();
     let tombstone = async {
         let replica = ground.replica(&id, entry.incarnation).map_err(|error| error.to_string())?;

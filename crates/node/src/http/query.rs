@@ -259,8 +259,7 @@ pub(super) fn is_lone_read(sql: &str) -> bool {
 
 /// Whether our own lexer proves that nothing in the script writes.
 fn only_reads(sql: &str) -> bool {
-    engine::sql::split(sql)
-        .is_ok_and(|statements| statements.iter().all(|statement| matches!(statement.kind, Kind::Read)))
+    engine::sql::split(sql).is_ok_and(|statements| statements.iter().all(|statement| statement.kind.is_read()))
 }
 
 #[cfg(test)]

@@ -309,6 +309,7 @@ impl Life {
                     orders: &mut self.orders,
                     stop: &self.stop,
                     checkpoints: self.ground.checkpoints,
+                    stalled: &|time| self.ground.metrics.writers_stalled(&self.id, time),
                     proof: self.ground.cluster.proof(),
                 };
                 let replicating = replicator.run();

@@ -251,6 +251,10 @@ async fn verification_and_metrics_are_for_administrators() {
         "tarn_last_snapshot_timestamp_seconds{tenant=\"default\",mart=\"dev\"} ",
         "# TYPE tarn_replication_lag_seconds gauge",
         "tarn_gateway_bytes_total{tenant=\"default\",direction=\"read\"} ",
+        "tarn_query_seconds_count{tenant=\"default\",mart=\"dev\",kind=\"ddl\",status=\"ok\"} 1",
+        "tarn_disk_used_bytes{tenant=\"default\",mart=\"dev\",kind=\"wal\"} ",
+        "tarn_engine_memory_bytes{tenant=\"default\",mart=\"dev\"} ",
+        "tarn_volume_free_bytes ",
     ] {
         assert!(page.lines().any(|line| line.starts_with(begin)), "`{begin}` is not in\n{page}");
     }
