@@ -59,6 +59,15 @@ pub struct Progress {
     pub closed: bool,
 }
 
+impl Progress {
+    /// An epoch begins, of which nothing is known yet.
+    pub fn enter(&mut self, epoch: u64) {
+        if self.epoch != epoch {
+            (self.epoch, self.durable, self.newest) = (epoch, None, None);
+        }
+    }
+}
+
 /// Whether a commit has reached the object store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Landed {
@@ -289,6 +298,18 @@ mod tests {
         });
         send.send_replace(Progress { epoch: 2, durable: Some(at("2.9.900")), ..start });
         assert_eq!(waiting.await.expect("it does not panic"), Landed::Lost);
+    }
+
+    #[test]
+    fn a_commit_of_an_epoch_that_has_just_begun_is_late_and_not_lost() {
+        let mut progress =
+            Progress { epoch: 1, durable: Some(at("1.3.100")), before: Some(at("0.1.1")), ..Progress::default() };
+        progress.enter(2);
+        assert_eq!(judge(&progress, at("2.3.1")), Landed::Late);
+        progress.enter(2);
+        progress.durable = Some(at("2.3.1"));
+        progress.enter(2);
+        assert_eq!((judge(&progress, at("2.3.1")), progress.before), (Landed::Durable, Some(at("0.1.1"))));
     }
 
     #[test]

@@ -282,6 +282,8 @@ impl Life {
             Some(Err(trouble)) => return trouble,
             None => return Trouble::Stopped,
         };
+        // Before anybody can commit: a commit of an epoch that is not announced would be taken for one that was lost.
+        self.progress.send_modify(|progress| progress.enter(live.epoch));
         self.phase.send_replace(Phase::Ready(live.clone()));
         if let Some(next) = next {
             drop(next.quiet);
