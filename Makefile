@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test.rust test.python check bench tour.data analytics.shell analytics.reset
+.PHONY: help setup serve test test.rust test.python check image bench tour.data analytics.shell analytics.reset
 
 export CARGO_TARGET_DIR ?= $(or $(TARN_BUILD_DIR),$(CURDIR)/target)
 TARN := $(CARGO_TARGET_DIR)/debug/tarn
@@ -42,6 +42,12 @@ check: ## Formatting, lints, tests, licences, links in the docs: what a change m
 	scripts/check-links
 	$(MAKE) --no-print-directory test
 
+image: ## Build the container image tarn:latest (docker-compose.yml runs it).
+	@scripts/setup
+	@cargo build --bin tarn
+	@scripts/stage-image "$(TARN)"
+	docker build --tag tarn:latest .
+
 bench: ## Measure, as ratios against DuckDB in-process, and write docs/performance.md (about 25 minutes).
 	@scripts/setup --test
 	cargo build --bin tarn --examples
@@ -54,8 +60,7 @@ tour.data: ## Put the tour's data (flights, planes, metrics, knowledge) into the
 
 analytics.shell: ## Open DuckDB's own shell, read-only, on the published dev database.
 	@scripts/setup --shell
-	@test -e volumes/duckdb/duckdb-dev.db || { echo "volumes/duckdb/duckdb-dev.db is not there yet: \`make serve\` publishes it"; exit 1; }
-	@exec vendor/duckdb/duckdb -readonly volumes/duckdb/duckdb-dev.db $(ARGS)
+	@exec scripts/analytics-shell $(ARGS)
 
 analytics.reset: ## Drop the dev mart and start it empty (asks first; FORCE=1 does not).
 	@scripts/analytics-reset

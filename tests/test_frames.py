@@ -53,6 +53,7 @@ def connection(mart):
 
 
 def test_the_polars_sample_runs_over_flight(mart):
+    """S17."""
     mart.query(DAILY)
     program = ARROW_TO_POLARS_OVER_FLIGHT.replace("ADDRESS", mart.server.address).replace("TOKEN", mart.token).replace("MART", mart.name)
     program += "assert pl_df.shape == (100, 4), pl_df.shape\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-from served import DATA
+from served import DATA, Server, binary, free_port
 
 JOIN_OVER_BUCKETS = """\
 INSTALL httpfs; LOAD httpfs;
@@ -46,6 +46,7 @@ def expected_join():
 
 
 def test_metrics_join_knowledge_over_s3_urls(server):
+    """S15."""
     answer = server.query(JOIN_OVER_BUCKETS)
     assert [column["name"] for column in answer["columns"]] == ["id", "metric", "value"]
     assert sorted(map(tuple, answer["rows"])) == sorted(expected_join())
@@ -53,6 +54,7 @@ def test_metrics_join_knowledge_over_s3_urls(server):
 
 
 def test_polars_reads_the_published_file_while_the_server_runs(server):
+    """S16."""
     server.query(DAILY)
     published = wait_for_published(server, "SELECT count(*) FROM metrics.daily", lambda count: count > 0)
     program = ARROW_TO_POLARS + "assert pl_df.shape == (100, 4), pl_df.shape\n"
@@ -62,6 +64,7 @@ def test_polars_reads_the_published_file_while_the_server_runs(server):
 
 
 def test_the_published_file_is_plain_and_whole_at_any_moment(server):
+    """S5."""
     server.query("CREATE TABLE pairs (a BIGINT, b BIGINT)")
     wait_for_published(server, "SELECT count(*) FROM pairs", lambda _: True)
     seen = set()
@@ -85,6 +88,35 @@ def test_the_mart_is_back_after_the_state_directory_is_gone(server):
     shutil.rmtree(server.state)
     server.start()
     assert server.rows("SELECT carrier, sum(flights), round(sum(mean_delay), 6) FROM metrics.daily GROUP BY ALL ORDER BY ALL") == before
+
+
+def test_commits_are_under_the_tenants_prefix(weed, tmp_path):
+    """S7: what a lost machine is restored from lies below `s3://sm-<tenant>-analytics/duckdb/`, and nothing else of the mart does."""
+    server = Server(tmp_path, weed.environment(), ["--store", "s3"]).start()
+    try:
+        server.query("CREATE TABLE t AS SELECT range AS a FROM range(100000)")
+    finally:
+        server.stop()
+    keys = {
+        bucket: [item["Key"] for item in weed.client().list_objects_v2(Bucket=bucket).get("Contents", [])]
+        for bucket in ("sm-default-analytics", "sm-default-processed", "sm-default-raw")
+    }
+    assert keys["sm-default-analytics"] and all(key.startswith("duckdb/dev/") for key in keys["sm-default-analytics"])
+    assert not keys["sm-default-processed"] and not keys["sm-default-raw"]
+
+
+def test_the_variables_of_the_guide_are_the_servers(weed, tmp_path):
+    """S10: exactly these four, and a wrong one is noticed."""
+    names = ["DUCKDB_S3_ENDPOINT", "DUCKDB_S3_REGION", "DUCKDB_ACCESS_KEY_ID", "DUCKDB_SECRET_ACCESS_KEY"]
+    assert sorted(weed.environment()) == sorted(names)
+
+    def doctor(**changed):
+        environment = {**{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}, **weed.environment(), **changed}
+        return subprocess.run([binary(), "doctor", "--store", "s3"], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+
+    assert doctor().returncode == 0, doctor()
+    assert doctor(DUCKDB_S3_ENDPOINT=f"http://127.0.0.1:{free_port()}").returncode == 1
+    assert doctor(DUCKDB_SECRET_ACCESS_KEY="wrong").returncode == 1
 
 
 def wait_for_published(server, sql, wanted):

@@ -27,6 +27,8 @@ pub mod header {
     pub const AT_MOVING: &str = "tarn-at-moving";
     /// Answer: rows that the answering statement inserted, updated or deleted, over all sets of parameters.
     pub const CHANGED_ROWS: &str = "tarn-changed-rows";
+    /// Answer: microseconds that the query waited for a place, and microseconds until its answer began, as `12;345`.
+    pub const TOOK: &str = "tarn-took";
     /// Trailer, in the Flight format only: the [`super::ErrorBody`] of what failed after the first byte, percent-encoded JSON.
     pub const ERROR: &str = "tarn-error";
     /// Request of `/load`: the [`super::LoadRequest`], percent-encoded JSON.

@@ -26,7 +26,10 @@ use crate::profiles::{self, Profile};
 use crate::room::Room;
 use crate::router::Ask;
 use crate::running::{Entry, Owned, Running};
+use crate::slow::Slow;
+use crate::traces::Traces;
 use crate::verify::Verifier;
+use crate::visit;
 use crate::visit::guests::{Guests, HasKeys, Now};
 use crate::watcher::Live;
 
@@ -59,6 +62,10 @@ pub struct App {
     pub verifier: Verifier,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where traces go, if they go anywhere.
+    pub traces: Option<Traces>,
+    /// Queries that took long.
+    pub slow: Slow,
     /// Whose certificates other nodes may show.
     pub trust: Arc<ClientConfig>,
     /// False once the node shuts down.
@@ -128,8 +135,9 @@ impl App {
 
     /// Waits for the query's turn and makes its engine large enough. The entry keeps both until the answer has ended.
     pub(crate) async fn admit(&self, ask: &Ask, mart: &MartId, live: &Arc<Live>) -> Result<Entry, ApiError> {
-        let place = self.admission.enter(&mart.tenant, ask.id, ask.profile.places, ask.timeout).await?;
-        let room = Room::ask(live, ask.profile.size).await;
+        let entered = self.admission.enter(&mart.tenant, ask.id, ask.profile.places, ask.timeout);
+        let place = visit::step("wait for a place", entered).await?;
+        let room = visit::step("make room", Room::ask(live, ask.profile.size)).await;
         let since = Instant::now();
         let owned = Owned { principal: ask.principal.clone(), mart: mart.clone(), live: live.clone(), since };
         self.running.add(ask.id, owned, (place, room))

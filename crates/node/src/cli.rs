@@ -5,11 +5,13 @@ mod client;
 mod doctor;
 mod dsn;
 mod flags;
+mod health;
 mod history;
 mod mart;
 mod plan;
 mod query;
 mod serve;
+mod shell;
 mod table;
 mod token;
 mod verify;
@@ -46,6 +48,11 @@ enum Command {
         after_help = "Examples:\n  tarn query tarn://127.0.0.1:8642/default/dev 'select 42 as answer'\n  TARN_DSN=tarn://127.0.0.1:8642/default/dev tarn query 'from flights' --format csv --output flights.csv"
     )]
     Query(query::Args),
+    /// Work with a mart in a terminal: SQL over several lines, completion, history, plans, earlier moments.
+    #[command(
+        after_help = "Examples:\n  tarn shell tarn://127.0.0.1:8642/default/dev\n  echo 'select 42 as answer;' | tarn shell tarn://127.0.0.1:8642/default/dev\n\nVariables: TARN_PAGER (else PAGER, else `less -FRSX`; empty for none), NO_COLOR. The history is $XDG_STATE_HOME/tarn/history."
+    )]
+    Shell(shell::Args),
     /// Show how DuckDB runs a statement.
     #[command(
         after_help = "Examples:\n  tarn plan tarn://127.0.0.1:8642/default/dev 'select carrier, count(*) from flights group by all'\n  tarn plan 'from flights limit 5' --analyze --format svg --output plan.svg"
@@ -96,6 +103,9 @@ enum Command {
         after_help = "Examples:\n  tarn verify tarn://127.0.0.1:8642/default/sales\n  tarn verify tarn://127.0.0.1:8642/default/sales --all --repair"
     )]
     Verify(verify::Args),
+    /// Ask whether a node serves; exits with 0 if it does. For health checks of containers.
+    #[command(after_help = "Example:\n  tarn health http://127.0.0.1:8642/readyz")]
+    Health(health::Args),
     /// Check the store, credentials, disk, extensions and limits, and say what to do about each.
     #[command(after_help = "Example:\n  tarn doctor --store s3")]
     Doctor(doctor::Args),
@@ -111,6 +121,7 @@ pub fn main(ready: fn()) -> ExitCode {
     let ran = match Cli::parse().command {
         Command::Serve(settings) => serve::run(&settings),
         Command::Query(args) => client::block_on(query::run(args)),
+        Command::Shell(args) => shell::run(&args),
         Command::Plan(args) => client::block_on(plan::run(args)),
         Command::Mart(command) => client::block_on(mart::run(command)),
         Command::Token(command) => client::block_on(token::run(command)),
@@ -123,6 +134,7 @@ pub fn main(ready: fn()) -> ExitCode {
         Command::Retention(args) => client::block_on(history::retention(args)),
         Command::Sweep(args) => client::block_on(history::sweep(args)),
         Command::Verify(args) => client::block_on(verify::run(args)),
+        Command::Health(args) => client::block_on(health::run(args)),
         Command::Doctor(args) => doctor::run(&args),
     };
     match ran {

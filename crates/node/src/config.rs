@@ -103,6 +103,12 @@ pub struct Config {
     pub queue_wait: Duration,
     /// Deadline of a query that names none.
     pub query_timeout: Duration,
+    /// Where traces go: an OTLP collector.
+    pub otlp_endpoint: Option<String>,
+    /// The part of requests that is traced, 0 to 1.
+    pub trace_sample: f64,
+    /// From here on a query is slow; zero for never.
+    pub slow_query: Duration,
     /// How long an answer waits for durability.
     pub durable_wait: Duration,
     /// The mart that is published as a plain file.
@@ -242,6 +248,9 @@ impl Config {
             past_idle: layers.spell("past_idle_seconds", Duration::from_secs(1))?,
             cluster: cluster(layers, tls.is_some())?,
             query_timeout: Duration::from_millis(layers.parse("query_timeout_ms")?),
+            otlp_endpoint: layers.optional("otlp_endpoint"),
+            trace_sample: trace_sample(layers)?,
+            slow_query: Duration::from_millis(layers.parse("slow_query_ms")?),
             durable_wait: Duration::from_millis(layers.parse("durable_wait_ms")?),
             publish: if publish == "none" {
                 None
@@ -261,18 +270,22 @@ impl Config {
     }
 }
 
+fn trace_sample(layers: &Layers) -> Result<f64, ConfigError> {
+    let part: f64 = layers.parse("trace_sample")?;
+    let why = "is a part of all requests, from 0 to 1";
+    if (0.0..=1.0).contains(&part) { Ok(part) } else { Err(ConfigError::of("trace_sample", why)) }
+}
+
 fn metrics_listen(layers: &Layers) -> Result<Option<SocketAddr>, ConfigError> {
     if layers.optional("metrics_listen").is_none() {
         return Ok(None);
     }
     let place: SocketAddr = layers.parse("metrics_listen")?;
-    match place.ip().is_loopback() {
-        true => Ok(Some(place)),
-        false => Err(ConfigError::of(
-            "metrics_listen",
-            "wants an address of loopback: it names tenants and marts and asks no token",
-        )),
+    if place.ip().is_loopback() || layers.parse::<bool>("insecure")? {
+        return Ok(Some(place));
     }
+    let why = "names tenants and marts and asks no token: it wants an address of loopback, or an explicit `--insecure`";
+    Err(ConfigError::of("metrics_listen", why))
 }
 
 fn mart_id(text: &str) -> Option<MartId> {
@@ -557,6 +570,7 @@ mod tests {
         assert!(problem(&pair[..1], "").contains("`tls_key`"));
         assert!(problem(&pair[1..], "").contains("`tls_cert`"));
         assert!(problem(&[("metrics_listen", "0.0.0.0:9")], "").contains("loopback"));
+        assert_eq!(problem(&[("metrics_listen", "0.0.0.0:9"), ("insecure", "true")], ""), "");
         assert!(problem(&[("takeover_after", "25")], "").contains("TARN_TAKEOVER_AFTER"));
         assert!(problem(&[("takeover_after", "900ms")], "").contains("at least 1s"));
         for bad in ["here", "here:0", "http://here:1", "a@here:1"] {

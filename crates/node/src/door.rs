@@ -16,6 +16,7 @@ use engine::wire::header;
 use http::header::{AUTHORIZATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use percent_encoding::percent_decode_str;
+use tracing::Instrument;
 
 use crate::app::App;
 use crate::audit::action::{action, is_administration, is_flight, route};
@@ -25,6 +26,7 @@ use crate::connection::ConnectionId;
 use crate::error::{ApiError, Code, Outcome};
 use crate::flight;
 use crate::names::{MartId, Tenant};
+use crate::traces;
 use crate::visit::{self, Answer, Cut, Ended, Guest, Visit};
 
 /// Marks a request that another node has sent on.
@@ -45,8 +47,10 @@ pub async fn enter(State(app): State<Arc<App>>, mut request: Request, next: Next
     let peer = connection.map(|connection| connection.peer);
     let called = request.uri().path();
     let record = Record::begin(action(request.method(), path, called), is_forwarded(request.headers()));
-    let visit = Arc::new(Visit::new(app.control.state(), app.audit.keeps()));
-    visit.note(|noted| noted.peer = peer);
+    let id = request.headers().get(header::QUERY_ID).and_then(|id| id.to_str().ok()?.parse().ok());
+    let visit = Arc::new(Visit::new(id, app.control.state(), app.audit.keeps()));
+    let parent = app.traces.as_ref().and_then(|_| traces::parent(request.headers()));
+    visit.note(|noted| (noted.peer, noted.parent) = (peer, parent));
     let mut line = Line::new(app.clone(), visit.clone(), record, place);
     if path.starts_with("/v1/tenants/{tenant}") {
         about(&visit, called);
@@ -69,10 +73,12 @@ pub async fn enter(State(app): State<Arc<App>>, mut request: Request, next: Next
         request.extensions_mut().insert(Admission(admission));
     }
     let reads = request.method() == Method::GET;
+    // What is logged on the way names the request.
+    let span = tracing::info_span!("request", id = %visit.id());
     let mut response = tokio::select! {
         biased;
         why = visit.is_cut() => cut(why, grpc, reads),
-        response = visit.scope(next.run(request)) => response,
+        response = visit.scope(next.run(request)).instrument(span) => response,
     };
     let noted = visit.noted();
     if let Some(seconds) = noted.retry_after {
@@ -120,6 +126,10 @@ impl Line {
         let told = record.end(&self.visit);
         if let Some((id, kind, took)) = record.query() {
             self.app.metrics.query_ended(id, kind, &record.outcome, took);
+        }
+        self.app.look_at(&record);
+        if let Some(traces) = &self.app.traces {
+            traces.tell(&record, &self.visit);
         }
         if told {
             self.app.audit.write(&record, place);

@@ -10,12 +10,14 @@ mod health;
 mod history;
 mod marts;
 mod metrics;
+mod openapi;
 mod peers;
 mod plan;
 mod positions;
 mod queries;
 mod query;
 mod sessions;
+mod slow;
 mod space;
 mod tables;
 mod tenants;
@@ -68,6 +70,8 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/tenants/{tenant}/marts/{mart}/branches", post(changes::branch))
         .route("/v1/tenants/{tenant}/marts/{mart}/archives", post(space::archive))
         .route("/v1/tenants/{tenant}/marts/{mart}/vacuum", post(changes::vacuum))
+        .route("/v1/tenants/{tenant}/marts/{mart}/slow", get(slow::list))
+        .route("/v1/tenants/{tenant}/marts/{mart}/slow/{query}/plan", get(slow::plan))
         .route("/v1/tenants/{tenant}/marts/{mart}/retention", put(space::retention))
         .route("/v1/tenants/{tenant}/marts/{mart}/sweep", post(space::sweep))
         .route_layer(from_fn_with_state(forwarder.clone(), forward::to_its_node));
@@ -85,6 +89,7 @@ pub fn routes(app: Shared) -> Router {
         .merge(of_queries)
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
+        .route("/openapi.json", get(openapi::show))
         .route("/metrics", get(metrics::show))
         .route("/v1/tenants", get(tenants::list).post(tenants::create))
         .route("/v1/tenants/{tenant}/marts", get(marts::list).post(marts::create))
@@ -116,7 +121,7 @@ async fn with_request_id(request: Request, next: Next) -> Response {
     }
     if let Some(error) = own.or_else(|| response.extensions_mut().remove::<ApiError>()) {
         let id =
-            if error.request_id.is_empty() { uuid::Uuid::new_v4().to_string() } else { error.request_id.to_string() };
+            if error.request_id.is_empty() { crate::visit::id().to_string() } else { error.request_id.to_string() };
         let bytes = error.request_id(id).body();
         response.headers_mut().remove(http::header::CONTENT_LENGTH);
         *response.body_mut() = Body::from(bytes);

@@ -11,7 +11,7 @@ mod sessions;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -30,6 +30,7 @@ use crate::error::{ApiError, Code, Outcome};
 use crate::marts::OpenMart;
 use crate::profiles::Profile;
 use crate::supervisor::{DEAF, DEAF_MS, KILLED, MEMORY};
+use crate::visit;
 use crate::watcher::{Landed, Live};
 
 pub use sessions::{Who, close_session, end_principal, open_session};
@@ -154,9 +155,14 @@ fn identify(headers: &mut HeaderMap, principal: &str, role: Role) {
 /// Sends a query to an engine and returns when its answer's head is there.
 async fn send(live: &Live, ask: &Ask, body: Body, started: Instant) -> Result<http::Response<EngineBody>, ApiError> {
     let request = ask.request(body);
-    let sent = tokio::time::timeout(ask.timeout.saturating_add(LAST_RESORT), live.engine.client().send(request)).await;
+    let began = SystemTime::now();
+    let sent = tokio::time::timeout(ask.timeout.saturating_add(LAST_RESORT), live.engine.client().send(request));
+    let sent = visit::step("engine", sent).await;
     match sent {
-        Ok(Ok(response)) => Ok(response),
+        Ok(Ok(response)) => {
+            engine_steps(began, response.headers());
+            Ok(response)
+        }
         Ok(Err(ClientError::Unsent)) => {
             Err(ApiError::new(Code::Unavailable, "the mart's engine is restarting").hint("try again in a moment"))
         }
@@ -167,6 +173,15 @@ async fn send(live: &Live, ask: &Ask, body: Body, started: Instant) -> Result<ht
             Err(ask.too_late().culprit())
         }
     }
+}
+
+/// What the engine says of how long it took: its query waited for a place, and ran until its answer began.
+fn engine_steps(began: SystemTime, headers: &HeaderMap) {
+    let told = headers.get(header::TOOK).and_then(|value| value.to_str().ok()?.split_once(';'));
+    let Some((Ok(waited), Ok(ran))) = told.map(|(waited, ran)| (waited.parse(), ran.parse())) else { return };
+    let (waited, ran) = (Duration::from_micros(waited), Duration::from_micros(ran));
+    visit::took("engine: wait", began, waited);
+    visit::took("engine: run", began + waited, ran);
 }
 
 /// Runs a read on an engine of an earlier moment, whose position never moves and is durable.
@@ -217,7 +232,7 @@ pub async fn query(
     let (head, body) = response.into_parts();
     let moment = Moment::of(&head.headers, live.epoch);
     let landed = match (moment.commit, ask.durability) {
-        (Some(position), Durability::Object) => mart.landed(position, wait).await,
+        (Some(position), Durability::Object) => visit::step("wait for the store", mart.landed(position, wait)).await,
         _ => mart.landed_now(moment.position),
     };
     if let (Some(position), Durability::Object, true) = (moment.commit, ask.durability, head.status.is_success()) {

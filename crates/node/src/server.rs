@@ -41,9 +41,11 @@ use crate::publish;
 use crate::revocation;
 use crate::running::Running;
 use crate::scratch;
+use crate::slow::Slow;
 use crate::stores::BucketStores;
 use crate::supervisor::{Groups, SocketDir, Spares, child};
 use crate::tls::{self, Certificate};
+use crate::traces::Traces;
 use crate::upkeep;
 use crate::verify::Verifier;
 
@@ -165,6 +167,15 @@ impl Server {
         let audit =
             Audit::start(&config.audit).map_err(system("can't open the audit log; the setting `audit` names it"))?;
         let (config_places, queue_wait) = (config.running_queries, config.queue_wait);
+        let slow = Slow::new(config.slow_query);
+        let traces = match &config.otlp_endpoint {
+            Some(endpoint) => {
+                Some(Traces::start(endpoint, config.trace_sample, &address.to_string()).map_err(|error| {
+                    system("can't send traces; the setting `otlp_endpoint` says where")(io::Error::other(error))
+                })?)
+            }
+            None => None,
+        };
         let ground = Arc::new(ground);
         let counted = ground.metrics.clone();
         let app = Arc::new(App {
@@ -178,6 +189,8 @@ impl Server {
             marts: Marts::new(ground.clone()),
             admission: Admission::new(config_places, queue_wait),
             running: Running::default(),
+            slow,
+            traces,
             verifier: Verifier::new(ground.clone(), counted.clone()),
             metrics: counted,
             trust,
@@ -310,6 +323,8 @@ impl Server {
         }
         app.marts.ground().cluster.leave().await;
         app.audit.shutdown().await;
+        // It waits for its own thread.
+        let _ = tokio::task::spawn_blocking(move || app.traces.as_ref().map(Traces::stop)).await;
     }
 }
 

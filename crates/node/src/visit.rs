@@ -11,10 +11,13 @@ pub mod guests;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use engine::sql::Kind;
 use futures::task::AtomicWaker;
+use opentelemetry::trace::SpanContext;
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -25,6 +28,7 @@ use crate::auth::Principal;
 use crate::control::State;
 use crate::error::{ApiError, Code};
 use crate::names::{MartId, Tenant};
+use crate::traces::Step;
 
 tokio::task_local! {
     static HERE: Arc<Visit>;
@@ -32,11 +36,15 @@ tokio::task_local! {
 
 /// One request.
 pub struct Visit {
+    /// What it is called in answers, logs and traces; the client may choose it.
+    id: Uuid,
     /// What all nodes agreed on when it came.
     state: Arc<State>,
     /// How much of its SQL is kept for the audit log.
     keeps: Keeps,
     noted: Mutex<Noted>,
+    /// What its work was made of, in the order in which that ended.
+    steps: Mutex<Vec<Step>>,
     cut: OnceLock<Cut>,
     cancelled: CancellationToken,
     /// Its answer's body once there is one; taken away when it is cut.
@@ -67,6 +75,8 @@ pub enum Keeps {
 /// What is known of a visit by now.
 #[derive(Debug, Clone, Default)]
 pub struct Noted {
+    /// The span of its sender's of which it is part.
+    pub parent: Option<SpanContext>,
     /// Where it comes from.
     pub peer: Option<SocketAddr>,
     /// Whose it is.
@@ -89,8 +99,19 @@ pub struct Noted {
     pub kind: Option<&'static str>,
     /// What is kept of its SQL.
     pub sql: Option<String>,
+    /// What it asks for, to the letter.
+    pub asked: Option<Arc<Asked>>,
     /// What else it makes or ends: a token's id.
     pub object: Option<String>,
+}
+
+/// SQL with what its plan depends on.
+#[derive(Debug)]
+pub struct Asked {
+    pub sql: String,
+    pub params: Option<Box<RawValue>>,
+    /// The earlier moment.
+    pub at: Option<String>,
 }
 
 impl Cut {
@@ -107,11 +128,15 @@ impl Cut {
 
 /// The longest SQL text in the audit log, in bytes.
 pub const MOST_SQL_BYTES: usize = 4096;
+/// Longer parameters are not kept.
+const MOST_PARAM_BYTES: usize = 64 << 10;
 
 impl Visit {
     /// A visit that begins.
-    pub fn new(state: Arc<State>, keeps: Keeps) -> Self {
+    pub fn new(id: Option<Uuid>, state: Arc<State>, keeps: Keeps) -> Self {
         Self {
+            id: id.unwrap_or_else(Uuid::new_v4),
+            steps: Mutex::default(),
             state,
             keeps,
             noted: Mutex::default(),
@@ -125,6 +150,16 @@ impl Visit {
     /// Runs a handler as part of it.
     pub async fn scope<F: Future>(self: &Arc<Self>, handler: F) -> F::Output {
         HERE.scope(self.clone(), handler).await
+    }
+
+    /// What it is called.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// What its work was made of so far.
+    pub fn steps(&self) -> Vec<Step> {
+        lock(&self.steps).clone()
     }
 
     /// What all nodes agreed on when it came.
@@ -187,6 +222,24 @@ pub fn note(note: impl FnOnce(&mut Noted)) {
     let _ = HERE.try_with(|visit| visit.note(note));
 }
 
+/// Does a part of the visit's work, and notes how long it took.
+pub async fn step<F: Future>(name: &'static str, work: F) -> F::Output {
+    let began = SystemTime::now();
+    let done = work.await;
+    took(name, began, began.elapsed().unwrap_or_default());
+    done
+}
+
+/// Notes a part of the visit's work that somebody else did.
+pub fn took(name: &'static str, began: SystemTime, took: Duration) {
+    let _ = HERE.try_with(|visit| lock(&visit.steps).push(Step { name, began, took }));
+}
+
+/// What the visit is called of which the caller is a part.
+pub fn id() -> Uuid {
+    HERE.try_with(|visit| visit.id).unwrap_or_else(|_| Uuid::new_v4())
+}
+
 /// Notes which mart it is about.
 pub fn about(id: &MartId) {
     note(|noted| noted.mart = Some(id.clone()));
@@ -199,15 +252,27 @@ pub fn runs(id: Uuid) {
 
 /// Notes its SQL, as far as that is kept.
 pub fn says(sql: &str) {
+    asks(sql, None, None);
+}
+
+/// The same, with the parameters and the earlier moment that go with it.
+pub fn asks(sql: &str, params: Option<&RawValue>, at: Option<&str>) {
     let _ = HERE.try_with(|visit| {
         let kept = match visit.keeps {
             Keeps::Kind => None,
             Keeps::Hash => Some(blake3::hash(sql.as_bytes()).to_hex().to_string()),
-            Keeps::Text => Some(redacted(beginning(sql))),
+            Keeps::Text => Some(shown(sql)),
         };
         let kind = kind(sql);
-        visit.note(|noted| (noted.kind, noted.sql) = (Some(kind), kept));
+        let params = params.filter(|params| params.get().len() <= MOST_PARAM_BYTES).map(ToOwned::to_owned);
+        let asked = Arc::new(Asked { sql: sql.to_owned(), params, at: at.map(str::to_owned) });
+        visit.note(|noted| (noted.kind, noted.sql, noted.asked) = (Some(kind), kept, Some(asked)));
     });
+}
+
+/// SQL as it may be shown: its beginning, without secrets of ours.
+pub fn shown(sql: &str) -> String {
+    redacted(beginning(sql))
 }
 
 /// What a script does at most.

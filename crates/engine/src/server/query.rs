@@ -89,6 +89,7 @@ async fn run(
     // Dropped with this future or with the body, whichever goes last: then the client has all or is gone.
     let canceller = ticket.canceller();
     let permit = permit(server, deadline).await?;
+    let waited = arrived.elapsed();
     let rows = body.params_arrow.map(|text| rows(&text, body.params.is_some())).transpose()?;
     let job = exec::Request {
         sql: body.sql,
@@ -111,7 +112,11 @@ async fn run(
         }
     }));
     started.map_err(no_thread)?;
-    respond(answer.await, canceller)
+    let answered = answer.await;
+    let took = format!("{};{}", waited.as_micros(), (arrived.elapsed() - waited).as_micros());
+    let mut response = respond(answered, canceller)?;
+    response.headers_mut().insert(HeaderName::from_static(header::TOOK), HeaderValue::from_str(&took).expect("digits"));
+    Ok(response)
 }
 
 /// A response of what the query's thread said.

@@ -24,6 +24,7 @@ pub fn route(path: &str) -> Option<String> {
         ["v1", "tenants", _, "marts", _, "tables", _, _] => format!("{OF_MART}/tables/{{schema}}/{{table}}"),
         ["v1", "tenants", _, "marts", _, "snapshots", _] => format!("{OF_MART}/snapshots/{{name}}"),
         ["v1", "tenants", _, "marts", _, "sessions", _] => format!("{OF_MART}/sessions/{{session}}"),
+        ["v1", "tenants", _, "marts", _, "slow", _, "plan"] => format!("{OF_MART}/slow/{{query}}/plan"),
         ["v1", "tenants", _, "marts", _, word, ..] if plain(word) => format!("{OF_MART}/{word}"),
         ["v1", "tenants", _, "marts", _] => OF_MART.to_owned(),
         ["v1", "tenants", _, "marts"] => "/v1/tenants/{tenant}/marts".to_owned(),

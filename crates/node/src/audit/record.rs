@@ -1,6 +1,6 @@
 //! One line of the audit log. `docs/access.md` tells what is in it; fields are added, never renamed.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -96,6 +96,26 @@ impl Record {
         // What is only handed in has a line of its own when it has run.
         let ran = self.action != "query.submit";
         Some((self.noted.mart.as_ref()?, self.noted.kind.filter(|_| ran)?, self.took))
+    }
+
+    /// When it began, in microseconds since 1970.
+    pub fn began_us(&self) -> i64 {
+        self.time_us
+    }
+
+    /// When it began, and how long it took.
+    pub fn span(&self) -> (SystemTime, Duration) {
+        (UNIX_EPOCH + Duration::from_micros(self.time_us.unsigned_abs()), self.took)
+    }
+
+    /// The word for what it does.
+    pub fn action(&self) -> &str {
+        &self.action
+    }
+
+    /// What is known of it.
+    pub fn noted(&self) -> &Noted {
+        &self.noted
     }
 
     pub(super) fn shown(&self, sql: AuditSql) -> Shown<'_> {

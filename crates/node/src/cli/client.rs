@@ -1,8 +1,12 @@
 //! Requests of the command line to a node, and what a refusal looks like in a terminal.
 
+use std::fmt;
+
 use anyhow::{Context, anyhow};
+
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 use super::dsn::Dsn;
 use crate::error::ApiError;
@@ -53,18 +57,26 @@ impl Client {
         let Ok(error) = serde_json::from_slice::<ApiError>(&body) else {
             return Err(anyhow!("the server answered {status}"));
         };
-        let mut text = String::from(error.message);
-        if let Some(index) = error.statement_index {
-            text = format!("statement {}: {text}", index + 1);
-        }
-        if !error.hint.is_empty() {
-            text = format!("{text}\nhint: {}", error.hint);
-        }
-        Err(anyhow!(text))
+        Err(Refused(error).into())
     }
 
     pub(super) async fn json(&self, request: RequestBuilder) -> anyhow::Result<Value> {
         self.send(request).await?.json().await.context("the server's answer is not JSON")
+    }
+}
+
+/// The server's refusal.
+#[derive(Debug, thiserror::Error)]
+pub(super) struct Refused(pub(super) ApiError);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = &self.0;
+        if let Some(index) = error.statement_index {
+            write!(f, "statement {}: ", index + 1)?;
+        }
+        f.write_str(&error.message)?;
+        if error.hint.is_empty() { Ok(()) } else { write!(f, "\nhint: {}", error.hint) }
     }
 }
 
@@ -81,5 +93,9 @@ fn unreachable(dsn: &Dsn, error: &reqwest::Error) -> anyhow::Error {
 
 /// Runs a command's future.
 pub(super) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("can't start")?.block_on(work)
+    runtime()?.block_on(work)
+}
+
+pub(super) fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("can't start")
 }

@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 use futures::StreamExt;
-use reqwest::{Method, Response};
+use reqwest::{Method, RequestBuilder, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -35,8 +35,9 @@ pub(super) struct Args {
     local: bool,
 }
 
+/// How a result is written down.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(super) enum Format {
     Table,
     Json,
     Ndjson,
@@ -53,6 +54,19 @@ impl Format {
             Self::Csv => "text/csv",
             Self::Arrow => "application/vnd.apache.arrow.stream",
             Self::Parquet => "application/vnd.apache.parquet",
+        }
+    }
+
+    /// By what a file is called.
+    pub(super) fn of(file: &Path) -> anyhow::Result<Self> {
+        match file.extension().and_then(|extension| extension.to_str()) {
+            Some("json") => Ok(Self::Json),
+            Some("ndjson" | "jsonl") => Ok(Self::Ndjson),
+            Some("csv") => Ok(Self::Csv),
+            Some("arrow" | "arrows") => Ok(Self::Arrow),
+            Some("parquet") => Ok(Self::Parquet),
+            Some("txt") => Ok(Self::Table),
+            _ => Err(anyhow!("the file's name ends in none of .csv .json .ndjson .parquet .arrow .txt")),
         }
     }
 
@@ -89,21 +103,26 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(at) = args.at.as_ref().or(client.dsn().at.as_ref()) {
         body["at"] = json!(at);
     }
-    let request = client.request(Method::POST, &path).header("accept", args.format.accept()).json(&body);
-    let progress = Progress::start();
-    let response = client.send(request).await?;
-    match &args.output {
-        Some(path) => {
-            let mut file = File::create(path).with_context(|| format!("can't write `{}`", path.display()))?;
-            let written = write(response, args.format, &mut file, progress).await;
-            if written.is_err() {
-                // Half a result looks like a whole one.
-                let _ = std::fs::remove_file(path);
-            }
-            written
-        }
-        None => write(response, args.format, &mut std::io::stdout().lock(), progress).await,
+    let request = client.request(Method::POST, &path).json(&body);
+    if let Some(path) = &args.output {
+        return save(&client, request, args.format, path).await;
     }
+    let progress = Progress::start();
+    let response = client.send(request.header("accept", args.format.accept())).await?;
+    write(response, args.format, &mut std::io::stdout().lock(), progress).await
+}
+
+/// Sends a query and writes its result to a file: all of it, or none.
+pub(super) async fn save(client: &Client, request: RequestBuilder, format: Format, path: &Path) -> anyhow::Result<()> {
+    let progress = Progress::start();
+    let response = client.send(request.header("accept", format.accept())).await?;
+    let mut file = File::create(path).with_context(|| format!("can't write `{}`", path.display()))?;
+    let written = write(response, format, &mut file, progress).await;
+    if written.is_err() {
+        // Half a result looks like a whole one.
+        let _ = std::fs::remove_file(path);
+    }
+    written
 }
 
 async fn write(response: Response, format: Format, out: &mut impl Write, mut progress: Progress) -> anyhow::Result<()> {

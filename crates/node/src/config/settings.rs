@@ -300,6 +300,24 @@ pub const SETTINGS: &[Setting] = &[
         "Deadline in milliseconds of a query that names none.",
     ),
     value(
+        "otlp_endpoint",
+        &["TARN_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"],
+        "",
+        "Where traces go: an OTLP collector that takes gRPC, such as `http://collector:4317`; none means nowhere.",
+    ),
+    value(
+        "trace_sample",
+        &["TARN_TRACE_SAMPLE"],
+        "1",
+        "The part of requests, 0 to 1, that is traced of those whose sender says nothing about it (`traceparent`).",
+    ),
+    value(
+        "slow_query_ms",
+        &["TARN_SLOW_QUERY_MS"],
+        "5000",
+        "Milliseconds from which on a query is written into the log as slow; `0` for never.",
+    ),
+    value(
         "session_idle_ms",
         &["TARN_SESSION_IDLE_MS"],
         "900000",
@@ -420,7 +438,7 @@ pub const SETTINGS: &[Setting] = &[
         "metrics_listen",
         &["TARN_METRICS_LISTEN"],
         "",
-        "Address on loopback at which `/metrics` is told without a token; none means only on the main address, to the admin token.",
+        "Address at which `/metrics` is told without a token, beyond loopback only with `insecure`; none means only on the main address, to the admin token.",
     ),
     value(
         "log",

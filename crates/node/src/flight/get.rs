@@ -76,7 +76,7 @@ async fn answer(flight: &Arc<Flight>, request: Request) -> Result<Response, ApiE
 
 async fn read_now(flight: &Arc<Flight>, call: Call, id: Uuid, read: Read) -> Result<Response, ApiError> {
     let call = Call { at: read.at, ..call };
-    visit::says(&read.sql);
+    visit::asks(&read.sql, None, call.at.as_deref());
     let request = QueryRequest { sql: read.sql, params_arrow: read.params_arrow, ..Default::default() };
     flight.run(&call, Asked::stream(id, &request)?).await
 }

@@ -49,7 +49,10 @@ pub(super) async fn history(
         }
         return Ok(json(counts(&past.moments(from..to, usize::MAX).await?, from..to, buckets)));
     }
-    let limit = span.limit.unwrap_or(1_000).clamp(1, MOST_MOMENTS);
+    if span.limit == Some(0) {
+        return Err(ApiError::new(Code::Invalid, "`limit` wants 1 at least"));
+    }
+    let limit = span.limit.unwrap_or(1_000).min(MOST_MOMENTS);
     let mut moments = past.moments(from..to, limit + 1).await?;
     let more = moments.len() > limit;
     moments.drain(..moments.len().saturating_sub(limit));

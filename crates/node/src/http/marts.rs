@@ -92,6 +92,7 @@ pub(super) async fn delete(
     // From here on nobody opens it; what follows may be cut short by a crash and costs only space.
     app.marts.close(&id, entry.incarnation).await;
     app.metrics.mart_dropped(&id);
+    app.slow.forget(&id);
     let ground = app.marts.ground();
     let tombstone = async {
         let replica = ground.replica(&id, entry.incarnation).map_err(|error| error.to_string())?;

@@ -87,7 +87,7 @@ pub(super) async fn check(
     let role = caller.role_in(&mart)?;
     let body = read_body(body).await?;
     let parsed: QueryBody = parse_object(&body)?;
-    visit::says(&parsed.sql);
+    visit::asks(&parsed.sql, parsed.params, parsed.at.as_deref());
     let profile = app.profile(caller, &mart, headers)?;
     let usual = profile.timeout.unwrap_or(app.config.query_timeout);
     let ask = Ask {
@@ -144,7 +144,7 @@ pub(super) async fn answer(app: &App, checked: Checked) -> Result<Response, ApiE
         }
         false => (ask, body),
     };
-    let live = mart.live().await?;
+    let live = visit::step("open", mart.live()).await?;
     let entry = app.admit(&ask, &mart_id, &live).await?;
     let response = router::query(&mart, live, &ask, body.into(), app.config.durable_wait).await?;
     Ok(response.map(|body| entry.until_sent(body)))
@@ -198,7 +198,7 @@ pub(super) async fn rows(
 pub(super) fn query_id(headers: &HeaderMap) -> Result<Uuid, ApiError> {
     let id =
         match headers.get(header::QUERY_ID) {
-            None => Uuid::new_v4(),
+            None => visit::id(),
             Some(value) => value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
                 ApiError::new(Code::Invalid, format!("the header `{}` wants a UUID", header::QUERY_ID))
             })?,

@@ -69,6 +69,8 @@ pub(super) async fn archive(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Retention {
+    // Null is said, not left out.
+    #[serde(deserialize_with = "Option::deserialize")]
     days: Option<f64>,
 }
 

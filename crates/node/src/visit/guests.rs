@@ -259,7 +259,7 @@ mod tests {
     }
 
     fn enter(guests: &Arc<Guests>, state: &State, principal: Principal) -> (Arc<Visit>, Guest) {
-        let visit = Arc::new(Visit::new(Arc::new(state.clone()), Keeps::Kind));
+        let visit = Arc::new(Visit::new(None, Arc::new(state.clone()), Keeps::Kind));
         let guest = guests.enter(visit.clone(), &principal);
         visit.note(|noted| {
             noted.principal = Some(Arc::new(principal));

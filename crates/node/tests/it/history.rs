@@ -228,6 +228,7 @@ async fn a_dry_run_says_which_rows_would_come_and_go_and_changes_nothing() {
     assert_eq!(server.query("SELECT count(*) FROM t").await.rows()[0][0], json!(5));
 }
 
+/// S22 of docs/seed-coverage.md.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_is_a_plain_file_that_any_duckdb_opens() {
     let server = TestServer::start().await;
@@ -312,6 +313,7 @@ async fn a_schedule_names_moments_of_marts_that_changed() {
     assert_eq!(values(&server, DEV).await, json!([0]));
 }
 
+/// S23 of docs/seed-coverage.md.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mart_has_a_window_of_its_own_and_what_is_read_is_not_deleted() {
     let settings = [("TARN_RETENTION_GRACE_HOURS", "0"), ("TARN_CHECKPOINT_WAL", "1KB")];

@@ -33,5 +33,6 @@ mod stores;
 mod streams;
 mod takeover;
 mod tls;
+mod traces;
 mod walls;
 mod wire;

@@ -120,6 +120,7 @@ async fn engines_of_earlier_moments_make_room_for_each_other_and_a_mart_can_be_l
     assert_eq!(list_at(&server, &positions[1]).await, json!([0, 1]), "no restore is needed to ask");
 }
 
+/// S21 of docs/seed-coverage.md.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vacuum_gives_space_back_under_reads_and_keeps_every_row() {
     let mut server = TestServer::start().await;

@@ -40,6 +40,7 @@ async fn keys(bucket: &Bucket, prefix: &str, fold: bool, limit: usize) -> Vec<St
     }
 }
 
+/// S8 of docs/seed-coverage.md.
 #[tokio::test]
 async fn a_role_is_assumed_and_its_temporary_credentials_work() {
     let server = SeaweedFs::start(&[name("sm-a-analytics")]).await;
