@@ -113,6 +113,8 @@ pub struct Config {
     pub durable_wait: Duration,
     /// The mart that is published as a plain file.
     pub publish: Option<MartId>,
+    /// Where that file goes.
+    pub publish_dir: PathBuf,
     /// Size beyond which it is not.
     pub publish_max_bytes: u64,
     /// Where to tell metrics without a token: loopback.
@@ -208,6 +210,7 @@ impl Config {
             return Err(ConfigError::of("control", "a tenant's bucket could have this name"));
         }
         let publish = layers.text("publish");
+        let publish_dir = layers.optional("publish_dir").map_or_else(|| state_dir.clone(), PathBuf::from);
         let engine = engine(layers)?;
         Ok(Self {
             oidc: Oidc::resolve(layers)?,
@@ -257,6 +260,7 @@ impl Config {
             } else {
                 Some(mart_id(&publish).ok_or_else(|| ConfigError::of("publish", "wants TENANT/MART or `none`"))?)
             },
+            publish_dir,
             publish_max_bytes: layers.bytes("publish_max")?,
             metrics_listen: metrics_listen(layers)?,
             tls,

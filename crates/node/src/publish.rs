@@ -44,8 +44,10 @@ const FOLD_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Where the published file goes.
 pub struct Target {
-    /// Its path.
+    /// Its path, on any file system.
     pub path: PathBuf,
+    /// Where copies are made, on the mart's own.
+    pub work: PathBuf,
     /// A bigger mart is not published.
     pub max_bytes: u64,
 }
@@ -66,7 +68,7 @@ pub async fn run<F>(target: Target, open: impl Fn() -> F, stop: CancellationToke
 where
     F: Future<Output = Result<Option<Arc<OpenMart>>, ApiError>>,
 {
-    let work = target.work_dir();
+    let work = target.work.clone();
     // Left by a node that was killed.
     let _ = std::fs::remove_dir_all(&work);
     let mut published: Option<(uuid::Uuid, Position)> = None;
@@ -110,12 +112,13 @@ where
     tokio::time::sleep(GATHER).await;
     let started = Instant::now();
     let newest = mart.watcher().progress().newest.unwrap_or(newest);
-    let (dir, work, max_bytes) = (live.dir.clone(), target.work_dir(), target.max_bytes);
+    let (dir, work, max_bytes) = (live.dir.clone(), target.work.clone(), target.max_bytes);
     let copied = tokio::task::spawn_blocking(move || copy(&dir, &work, newest, max_bytes)).await??;
     match copied {
         Copied::Published => {
-            child::fold(&target.work_dir().join(FILE), FOLD_DEADLINE).await?;
-            put_in_place(target)?;
+            child::fold(&target.work.join(FILE), FOLD_DEADLINE).await?;
+            let (work, path) = (target.work.clone(), target.path.clone());
+            tokio::task::spawn_blocking(move || put_in_place(&work, &path)).await??;
             tracing::debug!(position = %newest, took = ?started.elapsed(), "published");
             *published = Some((mart.incarnation(), newest));
             *told = false;
@@ -142,12 +145,6 @@ fn rest_after(copy: Duration) -> Duration {
 }
 
 const FILE: &str = "copy.db";
-
-impl Target {
-    fn work_dir(&self) -> PathBuf {
-        self.path.with_extension("publishing")
-    }
-}
 
 /// Waits until the mart has a commit other than `published`; `None` when it closed.
 async fn changed(watcher: Watcher, published: Option<Position>) -> Option<Position> {
@@ -214,12 +211,20 @@ fn iteration(file: &File) -> io::Result<u64> {
     Image::read_headers(file).map(|image| image.iteration).map_err(io::Error::other)
 }
 
-fn put_in_place(target: &Target) -> io::Result<()> {
-    let work = target.work_dir();
+fn put_in_place(work: &Path, path: &Path) -> io::Result<()> {
     if work.join(format!("{FILE}.wal")).exists() {
         return Err(io::Error::other("the folded copy still has a log"));
     }
-    std::fs::rename(work.join(FILE), &target.path)?;
+    let copy = work.join(FILE);
+    match std::fs::rename(&copy, path) {
+        // Another file system: beside the target first.
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            let beside = path.with_extension("new");
+            copy_whole(&File::open(&copy)?, &beside)?;
+            std::fs::rename(beside, path)?;
+        }
+        renamed => renamed?,
+    }
     std::fs::remove_dir_all(work)
 }
 

@@ -82,6 +82,18 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The state directory is on a mount that shows objects as files.
+    #[error(
+        "the state directory `{dir}` is on {kind}: a live database can't be kept there, since its writes in place, syncs and locks do not reach the \
+         objects as they are; use a local disk. The store keeps every commit anyway; such a mount is good for archives and published files \
+         (`publish_dir`): docs/deployment.md"
+    )]
+    Bridge {
+        /// The directory.
+        dir: PathBuf,
+        /// What `mount` calls it.
+        kind: String,
+    },
     /// The object store is set up wrongly.
     #[error("the object store can't be used")]
     Store(#[from] crate::stores::StoreError),
@@ -112,6 +124,9 @@ impl Server {
         let state_dir = config.state_dir.clone();
         std::fs::create_dir_all(&state_dir)
             .map_err(system(format!("can't make the state directory `{}`", state_dir.display())))?;
+        if let Some(kind) = replica::mount::bridge(&state_dir).map_err(system("can't look at the state directory"))? {
+            return Err(StartError::Bridge { dir: state_dir, kind });
+        }
         let state_lock = lock(&state_dir)?;
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -330,8 +345,10 @@ impl Server {
 
 /// Keeps the dev mart open and its plain file fresh.
 async fn publish_dev(app: Arc<App>, id: MartId, stop: CancellationToken) {
-    let path = app.config.state_dir.join(format!("duckdb-{}.db", id.mart));
-    let target = publish::Target { path, max_bytes: app.config.publish_max_bytes };
+    let name = format!("duckdb-{}.db", id.mart);
+    let work = app.config.state_dir.join(&name).with_extension("publishing");
+    let path = app.config.publish_dir.join(name);
+    let target = publish::Target { path, work, max_bytes: app.config.publish_max_bytes };
     // On a new installation the dev mart is there from the start; one that was dropped comes back when it is used.
     if app.control.version() == 0
         && let Err(error) = app.create_mart(&id, None, true).await

@@ -14,6 +14,7 @@ pub mod layout;
 pub mod local;
 pub mod log;
 pub mod manifest;
+pub mod mount;
 pub mod names;
 pub mod open;
 pub mod pack;

@@ -433,6 +433,12 @@ pub const SETTINGS: &[Setting] = &[
         "default/dev",
         "The mart that is published as a plain file `duckdb-{mart}.db` in the state directory, or `none`. Costs one copy per change.",
     ),
+    value(
+        "publish_dir",
+        &["TARN_PUBLISH_DIR"],
+        "",
+        "Where that file goes instead of the state directory; may be on a mount of a bucket, such as s3fs.",
+    ),
     value("publish_max", &["TARN_PUBLISH_MAX"], "2GB", "A bigger mart is not published."),
     value(
         "metrics_listen",

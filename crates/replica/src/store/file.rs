@@ -41,7 +41,6 @@ use dirs::Root;
 const STORE: &str = "file";
 /// A body is read in pieces of this size.
 const CHUNK_BYTES: u64 = 1 << 20;
-const REMOTE_FUSE: u64 = 0x6573_5546;
 
 /// An object store in a local directory.
 #[derive(Clone)]
@@ -66,11 +65,10 @@ impl FileStore {
     /// one winner of a create could not be promised.
     pub fn open(dir: &Path) -> std::io::Result<Self> {
         let root = Root::open(dir)?;
-        let kind = rustix::fs::fstatfs(&root.dir)?.f_type;
-        if u64::try_from(kind).is_ok_and(|kind| kind == REMOTE_FUSE) {
+        if let Some(kind) = crate::mount::bridge(dir)? {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::Unsupported,
-                "the store's directory is on a FUSE file system, which does not promise atomic links; use a local file system",
+                format!("the store's directory is on {kind}, which does not promise atomic links; use a local file system"),
             ));
         }
         root.probe_links()?;
