@@ -1,29 +1,21 @@
 """The chart `helm/duckdb`: what Helm says of it, what Kubernetes would, and that what it renders starts our binary."""
 
 import json
-import os
-import ssl
+import re
 import subprocess
-import urllib.request
 
 import pytest
 import yaml
 
 import charts
-from charts import VALUES, VENDOR, VERSIONS, Schemas, merged, of_kind, render
-from served import Server, binary, free_port
+from charts import CHART, VALUES, VENDOR, VERSIONS, Schemas, merged, of_kind, render
+from helm import NAME, SECRETS, Pod, TokenService, certificate, render_for
+from served import ROOT
 
 pytestmark = pytest.mark.skipif(
     not (VENDOR / "helm_python" / "lib").is_dir(), reason="there is no library of Helm's for this processor; scripts/pins.toml"
 )
 
-TOKEN = "a" * 64
-SECRETS = {
-    "tarn-auth": {"admin-token": TOKEN, "master-key": "b" * 64},
-    "tarn-objects": {"access-key-id": "weed", "secret-access-key": "weed-secret", "session-token": ""},
-    "reporting": {"url": "postgres://reporting"},
-}
-FIELDS = {"metadata.name": "rel-duckdb-main-0", "metadata.namespace": "data"}
 everywhere = pytest.mark.parametrize("name", VALUES)
 
 
@@ -33,32 +25,77 @@ def schemas(request):
 
 
 def pods(objects):
+    """Those of StatefulSets, by the set's name."""
     return {name: item["spec"]["template"] for name, item in of_kind(objects, "StatefulSet").items()}
+
+
+def all_pods(objects):
+    return [*pods(objects).values(), *of_kind(objects, "Pod").values()]
 
 
 def matches(selector, labels):
     return selector.items() <= labels.items()
 
 
+def texts(item, key):
+    """All values of that key, however deep."""
+    if isinstance(item, list):
+        return [found for part in item for found in texts(part, key)]
+    if not isinstance(item, dict):
+        return []
+    return [value for name, value in item.items() if name == key] + [found for part in item.values() for found in texts(part, key)]
+
+
 # --- Helm and Kubernetes
 
 
 @everywhere
-def test_helm_finds_nothing_wrong(name):
+@pytest.mark.parametrize("version", VERSIONS)
+def test_helm_finds_nothing_wrong(name, version):
     from helm_python.chart import lint
 
-    told = lint(charts.CHART, VALUES[name], strict=True)
+    told = lint(CHART, VALUES[name], strict=True, kube_version=f"v{version}.0")
+    # 1 is advice: the chart has no icon.
     assert not told["errors"] and all(message["severity"] <= 1 for message in told["messages"]), told
 
 
 @everywhere
 def test_kubernetes_takes_every_object(name, schemas):
-    # The library renders for its own version of Kubernetes; for an older one the chart leaves out what 1.30 brought.
-    older = {"preStopSleepSeconds": 0} if schemas.version == "1.27" else {}
-    objects = render(merged(VALUES[name], older))
-    assert objects
-    problems = {key: errors for key, item in objects.items() if (errors := schemas.errors(item))}
+    objects = render_for(schemas.version, VALUES[name])
+    assert {item["kind"] for item in objects} >= {"StatefulSet", "Service", "ConfigMap", "Pod"}
+    problems = {(item["kind"], item["metadata"]["name"]): errors for item in objects if (errors := schemas.errors(item))}
     assert not problems
+
+
+def test_what_1_30_brought_is_left_out_for_older_clusters(schemas):
+    newest = next(item for item in render_for(VERSIONS[-1], VALUES["minimal"]) if item["kind"] == "StatefulSet")
+    own = next(item for item in render_for(schemas.version, VALUES["minimal"]) if item["kind"] == "StatefulSet")
+    assert texts(newest, "preStop") == [{"sleep": {"seconds": 5}}]
+    assert bool(texts(own, "preStop")) == (schemas.errors(newest) == [])
+
+
+def test_names_that_yaml_takes_for_numbers_or_truth_stay_names(schemas):
+    values = {
+        "fullnameOverride": "duck",
+        "nameOverride": "42",
+        "auth": {"existingSecret": "123", "adminTokenKey": "1.5", "masterKeyKey": "0x10"},
+        "tls": {"existingSecret": "1e3", "caKey": "7"},
+        "store": {"controlBucket": "1234567", "s3": {"roleArn": "arn:aws:iam::1:role/r", "webIdentity": {"audience": "1"}}},
+        "pools": {"main": None, "on": {"profile": "notebook", "replicas": 1}, "null": {"profile": "notebook", "replicas": 1}},
+        "defaultPool": "on",
+        "serviceAccount": {"name": "1234"},
+        "persistence": {"type": "claim", "storageClassName": "1e3"},
+        "priorityClassName": "true",
+        "serviceMonitor": {"enabled": True},
+    }
+    objects = render_for(schemas.version, values, name="1234", namespace="5678")
+    for item in objects:
+        assert not schemas.errors(item)
+        names = [name for key in ("labels", "matchLabels", "matchNames") for found in texts(item, key) for name in (found.values() if isinstance(found, dict) else found)]
+        names += [name for key in ("namespace", "name", "key", "secretName", "storageClassName") for name in texts(item, key)]
+        assert all(isinstance(name, str) for name in names), item
+    # A pool that is null is no pool: how somebody gets rid of `main`.
+    assert {item["metadata"]["name"] for item in objects if item["kind"] == "StatefulSet"} == {"duck-on", "duck-null"}
 
 
 def test_a_field_that_kubernetes_does_not_know_would_be_noticed(schemas):
@@ -67,40 +104,78 @@ def test_a_field_that_kubernetes_does_not_know_would_be_noticed(schemas):
     assert schemas.errors(item)
 
 
+def test_every_setting_of_the_documentation_may_be_set_unless_the_chart_sets_it():
+    documented = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|", (ROOT / "docs" / "configuration.md").read_text(), re.MULTILINE))
+    set_here = set(re.findall(r"name: ((?:TARN|DUCKDB)_\w+)", (CHART / "templates" / "_env.tpl").read_text()))
+    free = {key for key, variables in documented.items() if not set_here & set(re.findall(r"`(\w+)`", variables))}
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert len(documented) > 50 and set(schema["properties"]["settings"]["propertyNames"]["enum"]) == free
+
+
 @pytest.mark.parametrize(
-    "more",
+    "more, place",
     [
-        {"nothing": 1},
-        {"image": {"pullPolicy": "Sometimes"}},
-        {"store": {"type": "ftp"}},
-        {"persistence": {"type": "objectStorage"}},
-        {"pools": {"main": {"profile": "notebook", "replicas": "two"}}},
-        {"profiles": {"notebook": {"engineThreads": 0}}},
-        {"settings": {"admin_token": "secret"}},
+        ({"nothing": 1}, "nothing"),
+        ({"fullnameOverride": "1st"}, "fullnameOverride"),
+        ({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy"),
+        ({"image": {"digest": "sha256:1"}}, "/image/digest"),
+        ({"auth": {"adminToken": "secret"}}, "/auth"),
+        ({"insecure": "yes"}, "/insecure"),
+        ({"store": {"type": "ftp"}}, "/store/type"),
+        ({"store": {"s3": {"endpoint": "https://key:secret@host"}}}, "/store/s3/endpoint"),
+        ({"store": {"buckets": {"raw": "shared"}}}, "/store/buckets/raw"),
+        ({"persistence": {"type": "objectStorage"}}, "/persistence/storageClassName"),
+        ({"pools": {"main": {"profile": "notebook", "replicas": "two"}}}, "/pools/main/replicas"),
+        ({"pools": {"Main": {"profile": "notebook", "replicas": 1}}}, "/pools"),
+        ({"pools": {"main": {"profile": "notebook", "replicas": 1, "tenants": ["A_B"]}}}, "/pools/main/tenants/0"),
+        ({"profiles": {"notebook": {"engineThreads": 0}}}, "/profiles/notebook/engineThreads"),
+        ({"profiles": {"small": {"cpu": 1}}}, "/profiles/small"),
+        ({"takeoverAfter": "soon"}, "/takeoverAfter"),
+        ({"settings": {"admin_token": "secret"}}, "/settings"),
+        ({"settings": {"listen": "0.0.0.0:1"}}, "/settings"),
+        ({"service": {"port": 0}}, "/service/port"),
+        ({"networkPolicy": {"storePorts": []}}, "/networkPolicy/storePorts"),
+        ({"extraEnv": [{"name": "TARN_ADMIN_TOKEN", "value": "secret"}]}, "/extraEnv/0"),
+        ({"extraEnv": [{"name": "TARN_POSTGRES_REPORTING", "value": "postgres://user:secret@host"}]}, "/extraEnv/0"),
+        ({"test": {"mart": "dev"}}, "/test/mart"),
     ],
 )
-def test_values_that_are_none_are_refused_by_their_schema(more):
-    with pytest.raises(Exception, match="schema|additional|not allowed|specified|must|expected|want"):
+def test_values_that_are_none_are_refused_by_their_schema(more, place):
+    from helm_python import HelmValuesError
+
+    with pytest.raises(HelmValuesError) as refused:
         render(merged(VALUES["minimal"], more))
+    assert place in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "more, told",
-    [
-        ({"auth": {"existingSecret": ""}}, "auth.existingSecret is missing"),
-        ({"insecure": False}, "name a certificate"),
-        ({"tls": {"existingSecret": "tls"}}, "exclude each other"),
-        ({"defaultPool": "none"}, "there is no pool none"),
-        ({"pools": {"main": {"profile": "none", "replicas": 1}}}, "there is no profile none"),
-        ({"pools": {"more": {"profile": "batch", "replicas": 1, "tenants": ["a"]}, "main": {"profile": "batch", "replicas": 1, "tenants": ["a"]}}}, "is in the pools"),
-        ({"pools": {"main": {"profile": "batch", "replicas": 2}}, "store": {"type": "volume"}}, "is for one node"),
-        ({"pools": {"main": {"profile": "batch", "replicas": 2}}, "takeoverAfter": "never"}, "is for one node"),
-        ({"persistence": {"type": "objectStorage", "storageClassName": "s3fs"}}, "settings.publish"),
-    ],
-)
+def pool(replicas=1, tenants=(), profile="batch"):
+    return {"profile": profile, "replicas": replicas, "tenants": [*tenants]}
+
+
+REFUSED = [
+    ({"auth": {"existingSecret": ""}}, "auth.existingSecret is missing"),
+    ({"insecure": False}, "name a certificate in tls.existingSecret"),
+    ({"tls": {"existingSecret": "tls"}}, "tls.existingSecret and insecure exclude each other"),
+    ({"defaultPool": "none"}, "defaultPool: there is no pool none"),
+    ({"persistence": {"type": "objectStorage", "storageClassName": "s3fs"}}, "name it in settings.publish"),
+    ({"pools": {"main": pool(profile="none")}}, "pools.main: there is no profile none"),
+    ({"pools": {"more": pool(tenants=["a"]), "main": pool(tenants=["a"])}}, "tenant a is in the pools main and more"),
+    ({"pools": {"main": pool(tenants=["a" * 50])}}, "would have a name of over 63 characters"),
+    ({"pools": {"main": pool(2)}, "store": {"type": "volume"}}, "store.type volume is for one node, and the pools have 2"),
+    ({"pools": {"main": pool(), "more": pool()}, "takeoverAfter": "never"}, "takeoverAfter never is for one node, and the pools have 2"),
+]
+
+
+@pytest.mark.parametrize("more, told", REFUSED)
 def test_values_that_do_not_go_together_are_refused_with_the_reason(more, told):
-    with pytest.raises(Exception, match=told):
+    from helm_python import HelmRenderError
+
+    with pytest.raises(HelmRenderError, match=re.escape(told)):
         render(merged(VALUES["minimal"], more))
+
+
+def test_every_rule_of_the_chart_is_tested():
+    assert len(re.findall(r"\bfail \S", (CHART / "templates" / "_check.tpl").read_text())) == len(REFUSED)
 
 
 # --- What is rendered
@@ -129,48 +204,90 @@ def test_tenants_are_split_over_pools():
 @everywhere
 def test_everything_refers_to_something_that_is_there(name):
     objects = render(VALUES[name])
-    templates = pods(objects)
-    labels = [pod["metadata"]["labels"] for pod in templates.values()]
-    ports = {port["name"]: port["containerPort"] for pod in templates.values() for port in pod["spec"]["containers"][0]["ports"]}
+    labels = [pod["metadata"]["labels"] for pod in pods(objects).values()]
+    (asking,) = of_kind(objects, "Pod").values()
     services = of_kind(objects, "Service")
     for service in services.values():
         assert any(matches(service["spec"]["selector"], own) for own in labels)
-        assert all(port["targetPort"] in ports for port in service["spec"]["ports"])
-    for name, item in of_kind(objects, "StatefulSet").items():
+        assert not matches(service["spec"]["selector"], asking["metadata"]["labels"])
+        assert [port["targetPort"] for port in service["spec"]["ports"]] == ["api"]
+    for item in of_kind(objects, "StatefulSet").values():
+        spec, container = item["spec"]["template"]["spec"], item["spec"]["template"]["spec"]["containers"][0]
+        variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert len(variables) == len(container["env"])
         assert matches(item["spec"]["selector"]["matchLabels"], item["spec"]["template"]["metadata"]["labels"])
-        assert services[item["spec"]["serviceName"]]["spec"]["clusterIP"] == "None"
-        spec = item["spec"]["template"]["spec"]
+        nodes = item["spec"]["serviceName"]
+        assert services[nodes]["spec"]["clusterIP"] == "None"
+        assert variables["TARN_ADVERTISE"] == f"$(POD_NAME).{nodes}.$(POD_NAMESPACE).svc.cluster.local:8642"
+        assert container["ports"] == [{"name": "api", "containerPort": 8642}] and variables["TARN_LISTEN"].endswith(":8642")
         assert ("ServiceAccount", spec["serviceAccountName"]) in objects
-        there = {volume["name"] for volume in spec["volumes"]} | {claim["metadata"]["name"] for claim in item["spec"].get("volumeClaimTemplates", [])}
-        assert {mount["name"] for mount in spec["containers"][0]["volumeMounts"]} == there
-        for volume in spec["volumes"]:
-            if "configMap" in volume:
-                assert ("ConfigMap", volume["configMap"]["name"]) in objects
-            if "persistentVolumeClaim" in volume:
-                assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in objects
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            assert spec["containers"][0][probe]["httpGet"]["port"] in ports
+            asked = container[probe]["httpGet"]
+            assert asked["port"] == "api" and (asked["scheme"] == "HTTPS") == ("TARN_TLS_CERT" in variables)
+        mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+        files = [value.removeprefix("file:") for value in [*variables.values(), container["args"][-1]] if value and value.removeprefix("file:").startswith("/")]
+        assert len(files) >= 3 and all(any(f"{file}/".startswith(f"{mount}/") for mount in mounts) for file in files)
+    for spec, claims in [(pod["spec"], []) for pod in of_kind(objects, "Pod").values()] + [
+        (item["spec"]["template"]["spec"], item["spec"].get("volumeClaimTemplates", [])) for item in of_kind(objects, "StatefulSet").values()
+    ]:
+        there = [volume["name"] for volume in [*spec.get("volumes", []), *(claim["metadata"] for claim in claims)]]
+        assert sorted(mount["name"] for mount in spec["containers"][0].get("volumeMounts", [])) == sorted(there)
+        for volume in spec.get("volumes", []):
+            assert "configMap" not in volume or "tarn.toml" in objects["ConfigMap", volume["configMap"]["name"]]["data"]
+            assert "persistentVolumeClaim" not in volume or ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in objects
+            assert "secret" not in volume or volume["secret"]["secretName"] == VALUES[name]["tls"]["existingSecret"]
     for budget in of_kind(objects, "PodDisruptionBudget").values():
         assert sum(matches(budget["spec"]["selector"]["matchLabels"], own) for own in labels) == 1
-    for policy in of_kind(objects, "NetworkPolicy").values():
-        assert all(matches(policy["spec"]["podSelector"]["matchLabels"], own) for own in labels)
-        assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} == set(ports.values())
+    (policy,) = of_kind(objects, "NetworkPolicy").values()
+    assert all(matches(policy["spec"]["podSelector"]["matchLabels"], own) for own in labels)
+    (entering,) = policy["spec"]["ingress"]
+    assert entering["ports"] == [{"port": 8642, "protocol": "TCP"}]
+    own_peers = entering["from"][0]["podSelector"]["matchLabels"]
+    assert all(matches(own_peers, own) for own in [*labels, asking["metadata"]["labels"]])
+    dsn = next(variable["value"] for variable in asking["spec"]["containers"][0]["env"] if variable["name"] == "TARN_DSN")
+    host, port = re.match(r"tarn://([^:/]+):(\d+)/", dsn).groups()
+    assert {f"{service}.data.svc": str(item["spec"]["ports"][0]["port"]) for service, item in services.items()}[host] == port
     for monitor in of_kind(objects, "ServiceMonitor").values():
         chosen = [service for service in services.values() if matches(monitor["spec"]["selector"]["matchLabels"], service["metadata"]["labels"])]
-        assert len(chosen) == 1
-        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= {port["name"] for port in chosen[0]["spec"]["ports"]}
+        assert len(chosen) == 1 and monitor["spec"]["namespaceSelector"]["matchNames"] == ["data"]
+        (endpoint,) = monitor["spec"]["endpoints"]
+        assert endpoint["port"] == chosen[0]["spec"]["ports"][0]["name"]
+        assert endpoint["tlsConfig"]["serverName"].removesuffix(".data.svc") in services
 
 
 @everywhere
-def test_pods_may_do_little_and_hold_no_secret(name):
+def test_what_the_notes_name_is_there(name):
     objects = render(VALUES[name])
-    text = json.dumps([*objects.values()])
-    assert not any(secret in text for kept in SECRETS.values() for secret in kept.values() if len(secret) > 8)
+    with charts.chart() as loaded:
+        notes = loaded.render(VALUES[name], name="rel", namespace="data")["duckdb/templates/NOTES.txt"]
+    hosts = set(re.findall(r"://([\w-]+)\.data\.svc", notes))
+    assert hosts == set(of_kind(objects, "Service")) - {"rel-duckdb-nodes"}
+    assert [found.removesuffix("-0") in pods(objects) for found in re.findall(r"exec (\S+)", notes)] == [True]
+
+
+@everywhere
+def test_secrets_come_by_reference(name):
+    objects = render(VALUES[name])
     assert not of_kind(objects, "Secret")
-    for pod in pods(objects).values():
-        assert pod["spec"]["securityContext"]["runAsNonRoot"] and pod["spec"]["automountServiceAccountToken"] is False
-        own = pod["spec"]["containers"][0]["securityContext"]
-        assert own == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    secret = re.compile(r"TOKEN$|SECRET|MASTER_KEY|ACCESS_KEY|POSTGRES")
+    for pod in all_pods(objects):
+        held = [variable for variable in pod["spec"]["containers"][0]["env"] if secret.search(variable["name"])]
+        assert held and all("value" not in variable for variable in held)
+        for reference in texts(held, "secretKeyRef"):
+            assert reference["key"] in SECRETS[reference["name"]]
+
+
+@everywhere
+def test_pods_may_do_little(name):
+    for pod in all_pods(render(VALUES[name])):
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        whole = pod["spec"]["securityContext"]
+        assert whole["runAsNonRoot"] and whole["runAsUser"] > 0 and whole["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["spec"]["containers"]:
+            little = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+            assert container["securityContext"] == little
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod["spec"].keys()
+        assert not any("hostPath" in volume for volume in pod["spec"].get("volumes", []))
 
 
 def test_a_claim_of_object_storage_holds_published_files_and_no_live_mart():
@@ -184,112 +301,21 @@ def test_a_claim_of_object_storage_holds_published_files_and_no_live_mart():
 
 
 def test_a_package_of_it_loads_and_leaves_its_tests_out(tmp_path):
-    from helm_python.chart import Chart
+    from helm_python.chart import Chart, package
 
+    archive = package(CHART, destination=tmp_path)
+    assert archive.endswith("duckdb-0.1.0.tgz")
+    with Chart.load(archive) as again, charts.chart() as loaded:
+        release = {"name": "rel", "namespace": "data"}
+        assert again.render(VALUES["production"], **release) == loaded.render(VALUES["production"], **release)
+    names = subprocess.run(["tar", "-tzf", archive], capture_output=True, text=True, check=True).stdout.split()
+    assert "duckdb/values.schema.json" in names and not any("/ci/" in name for name in names)
+
+
+def test_the_chart_is_of_the_version_of_the_node():
+    version = re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
     with charts.chart() as loaded:
-        archive = loaded.save(tmp_path)
-    with Chart.load(archive) as again:
-        assert again.name == "duckdb" and again.render(VALUES["minimal"], name="rel", namespace="data")
-    assert "/ci/" not in subprocess.run(["tar", "-tzf", archive], capture_output=True, text=True, check=True).stdout
-
-
-# --- A container without Kubernetes
-
-
-class Pod(Server):
-    """The binary with the arguments, variables and files of a rendered container, its paths and its port moved here."""
-
-    def __init__(self, root, objects):
-        super().__init__(root)
-        (self.pod,) = pods(objects).values()
-        self.container = self.pod["spec"]["containers"][0]
-        self.objects = objects
-        self.variables = charts.environment(self.container, SECRETS, FIELDS)
-        self.token = self.variables["TARN_ADMIN_TOKEN"]
-        self.port = free_port()
-        self.moved = {"0.0.0.0:8642": f"127.0.0.1:{self.port}", "rel-duckdb-main-0.rel-duckdb-nodes.data.svc.cluster.local:8642": f"localhost:{self.port}"}
-        for mount in self.container["volumeMounts"]:
-            self.moved[mount["mountPath"]] = str(root / mount["name"]) + ("/tarn.toml" if mount.get("subPath") else "")
-            (root / mount["name"]).mkdir(parents=True, exist_ok=True)
-        self.state = root / "state"
-        settings = objects["ConfigMap", "rel-duckdb"]["data"]["tarn.toml"]
-        (root / "settings" / "tarn.toml").write_text(settings)
-
-    def here(self, text):
-        for there, place in sorted(self.moved.items(), key=lambda pair: -len(pair[0])):
-            text = text.replace(there, place)
-        return text
-
-    def start(self, **changed):
-        variables = {name: self.here(value) for name, value in self.variables.items() if value} | changed
-        command = [binary(), *map(self.here, self.container["args"])]
-        self.scheme = self.container["readinessProbe"]["httpGet"]["scheme"].lower()
-        self.address = f"localhost:{self.port}"
-        with open(self.root / "server.log", "ab") as log:
-            kept = {"PATH": os.environ["PATH"], "HOME": str(self.root)}
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.root, env={**kept, **variables})
-        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            self._wait_for(probe, lambda: self.probe(self.container[probe]["httpGet"]["path"]))
-        return self
-
-    def probe(self, path):
-        context = ssl.create_default_context(cafile=self.root / "tls" / "ca.crt") if self.scheme == "https" else None
-        return urllib.request.urlopen(f"{self.scheme}://{self.address}{path}", timeout=5, context=context).status
-
-    def helm_test(self):
-        """The command of `helm test`, at the Service's name."""
-        container = self.objects["Pod", "rel-duckdb-test"]["spec"]["containers"][0]
-        variables = {name: self.here(value) for name, value in charts.environment(container, SECRETS, FIELDS).items()}
-        variables["TARN_DSN"] = variables["TARN_DSN"].replace("rel-duckdb.data.svc:8642", self.address)
-        assert container["command"] == ["tarn"]
-        return subprocess.run([binary(), *container["args"]], capture_output=True, text=True, env=variables, timeout=60)
-
-
-@pytest.mark.parametrize("name", ["laptop", "keys", "s3fs"])
-def test_what_is_rendered_starts_the_binary(name, tmp_path, request):
-    """S3."""
-    changed = {}
-    if name != "laptop":
-        changed["DUCKDB_S3_ENDPOINT"] = f"http://{request.getfixturevalue('weed').address}"
-    objects = render(merged(VALUES[name], {"pools": {"main": {"profile": "notebook", "replicas": 1, "tenants": []}}}))
-    pod = Pod(tmp_path, objects)
-    pod.variables.pop("DUCKDB_SESSION_TOKEN", None)  # SeaweedFS gives out none for keys
-    pod.start(**changed)
-    try:
-        done = pod.helm_test()
-        assert (done.returncode, done.stdout) == (0, "answer\n42\n"), done
-    finally:
-        pod.stop()
-
-
-def test_what_is_rendered_for_production_serves_with_tls(tmp_path, weed):
-    # With keys instead of a role, which wants a token service; and without the walls that this machine may lack.
-    more = {
-        "store": {"s3": {"roleArn": "", "endpoint": f"http://{weed.address}", "region": "us-east-1", "credentials": {"existingSecret": "tarn-objects"}}},
-        "pools": {"main": {"profile": "notebook", "replicas": 1}, "batch": None, "heavy": None},
-        "settings": {"require_walls": "", "oidc_issuer": "", "oidc_audience": "", "oidc_roles": ""},
-    }
-    values = merged(VALUES["production"], more)
-    values["pools"] = {"main": values["pools"]["main"]}
-    values["settings"] = {key: value for key, value in values["settings"].items() if value != ""}
-    pod = Pod(tmp_path, render(values))
-    certificate(tmp_path / "tls")
-    pod.start()
-    try:
-        done = pod.helm_test()
-        assert (done.returncode, done.stdout) == (0, "answer\n42\n"), done
-    finally:
-        pod.stop()
-
-
-def certificate(directory):
-    """An authority, and a certificate of its for `localhost`."""
-    subject = ["-subj", "/CN=tarn", "-days", "2", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    run = lambda *words: subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True, cwd=directory)  # noqa: E731
-    run("req", "-x509", *subject, "-keyout", "ca.key", "-out", "ca.crt")
-    run("req", *subject, "-keyout", "tls.key", "-out", "request.pem")
-    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
-    run("x509", "-req", "-in", "request.pem", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names", "-out", "tls.crt")
+        assert loaded.metadata["appVersion"] == version
 
 
 def test_settings_reach_the_node_as_they_were_written():
@@ -297,3 +323,46 @@ def test_settings_reach_the_node_as_they_were_written():
     told = dict(line.split(" = ") for line in settings.strip().splitlines())
     assert told["query_timeout_ms"] == '"3600000"' and told["retention_days"] == '"1.5"' and told["publish"] == '"default/dev"'
     assert yaml.safe_load(settings.replace(" = ", ": "))["log_format"] == "json"
+
+
+# --- A container without Kubernetes
+
+
+def start_and_ask(pod):
+    """Its probes, then `helm test`."""
+    pod.start()
+    try:
+        done = pod.helm_test()
+        assert (done.returncode, done.stdout) == (0, "answer\n42\n"), f"{done}\n{pod.log()}"
+        for monitor in of_kind(pod.objects, "ServiceMonitor").values():
+            assert b"# TYPE" in pod.get(monitor["spec"]["endpoints"][0]["path"], authorization=f"Bearer {pod.token}").read()
+        # The root file system is read-only: nothing may be written beside the mounts.
+        assert not [*pod.elsewhere.iterdir()]
+    finally:
+        pod.stop()
+    assert pod.process.returncode == 0, pod.log()
+
+
+def test_what_is_rendered_starts_without_object_storage(tmp_path):
+    """S3."""
+    start_and_ask(Pod(tmp_path, render(VALUES["laptop"])))
+
+
+@pytest.mark.parametrize("name", ["minimal", "keys", "s3fs"])
+def test_what_is_rendered_starts_on_s3(name, tmp_path, weed):
+    """S3."""
+    # `minimal` lives on what the machine's metadata service gives, and there is none here: it gets keys.
+    more = {"store": {"s3": {"endpoint": f"http://{weed.address}", "credentials": {"existingSecret": "tarn-objects"}}}}
+    start_and_ask(Pod(tmp_path, render(merged(VALUES[name], more))))
+
+
+def test_what_is_rendered_for_production_starts_with_tls_and_a_role(tmp_path, weed):
+    # Without the issuer, who is not here.
+    values = merged(VALUES["production"], {"settings": {"oidc_issuer": "", "oidc_audience": "", "oidc_roles": ""}})
+    with TokenService() as service:
+        values = merged(values, {"store": {"s3": {"endpoint": f"http://{weed.address}", "stsEndpoint": service.address}}})
+        pod = Pod(tmp_path, render(values))
+        certificate(tmp_path / "tls")
+        (tmp_path / "web-identity" / "token").write_text(service.TOKEN)
+        start_and_ask(pod)
+        assert service.given

@@ -33,15 +33,15 @@
   value: "true"
 {{- end }}
 - name: TARN_ADMIN_TOKEN
-  valueFrom: { secretKeyRef: { name: {{ $v.auth.existingSecret }}, key: {{ $v.auth.adminTokenKey }} } }
+  valueFrom: { secretKeyRef: { name: {{ $v.auth.existingSecret | quote }}, key: {{ $v.auth.adminTokenKey | quote }} } }
 {{- with $v.auth.masterKeyKey }}
 - name: TARN_MASTER_KEY
-  valueFrom: { secretKeyRef: { name: {{ $v.auth.existingSecret }}, key: {{ . }} } }
+  valueFrom: { secretKeyRef: { name: {{ $v.auth.existingSecret | quote }}, key: {{ . | quote }} } }
 {{- end }}
 - name: TARN_TAKEOVER_AFTER
   value: {{ $v.takeoverAfter }}
 - name: TARN_CONTROL
-  value: {{ $v.store.controlBucket }}
+  value: {{ $v.store.controlBucket | quote }}
 - name: TARN_BUCKET_ANALYTICS
   value: {{ $v.store.buckets.analytics | quote }}
 - name: TARN_BUCKET_PROCESSED
@@ -72,12 +72,12 @@
 {{- end }}
 {{- with $s3.credentials.existingSecret }}
 - name: DUCKDB_ACCESS_KEY_ID
-  valueFrom: { secretKeyRef: { name: {{ . }}, key: {{ $s3.credentials.accessKeyIdKey }} } }
+  valueFrom: { secretKeyRef: { name: {{ . | quote }}, key: {{ $s3.credentials.accessKeyIdKey | quote }} } }
 - name: DUCKDB_SECRET_ACCESS_KEY
-  valueFrom: { secretKeyRef: { name: {{ . }}, key: {{ $s3.credentials.secretAccessKeyKey }} } }
+  valueFrom: { secretKeyRef: { name: {{ . | quote }}, key: {{ $s3.credentials.secretAccessKeyKey | quote }} } }
 {{- if $s3.credentials.sessionTokenKey }}
 - name: DUCKDB_SESSION_TOKEN
-  valueFrom: { secretKeyRef: { name: {{ . }}, key: {{ $s3.credentials.sessionTokenKey }} } }
+  valueFrom: { secretKeyRef: { name: {{ . | quote }}, key: {{ $s3.credentials.sessionTokenKey | quote }} } }
 {{- end }}
 {{- end }}
 {{- with $s3.roleArn }}

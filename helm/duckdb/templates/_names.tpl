@@ -1,4 +1,4 @@
-{{/* Names and labels. */}}
+{{/* Names and labels. What YAML could take for a number or a truth value, as `1234` or `on`, is quoted wherever it is used. */}}
 
 {{- define "duckdb.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 36 | trimSuffix "-" -}}
@@ -24,8 +24,8 @@
 {{- end -}}
 
 {{- define "duckdb.selector" -}}
-app.kubernetes.io/name: {{ include "duckdb.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "duckdb.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "duckdb.labels" -}}

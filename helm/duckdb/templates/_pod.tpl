@@ -6,7 +6,7 @@
 metadata:
   labels:
     {{- include "duckdb.nodeSelector" .root | nindent 4 }}
-    tarn/pool: {{ .name }}
+    tarn/pool: {{ .name | quote }}
     {{- with $v.podLabels }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -17,7 +17,7 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  serviceAccountName: {{ include "duckdb.serviceAccount" .root }}
+  serviceAccountName: {{ include "duckdb.serviceAccount" .root | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ int $v.terminationGracePeriodSeconds }}
@@ -25,12 +25,12 @@ spec:
   imagePullSecrets: {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- with $v.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   securityContext: {{- toYaml $v.podSecurityContext | nindent 4 }}
   containers:
     - name: node
-      image: {{ include "duckdb.image" .root }}
+      image: {{ include "duckdb.image" .root | quote }}
       imagePullPolicy: {{ $v.image.pullPolicy }}
       command: [tarn]
       args: [serve, --config, /etc/tarn/tarn.toml]
@@ -98,7 +98,7 @@ spec:
     {{- if $tls }}
     - name: tls
       secret:
-        secretName: {{ $tls }}
+        secretName: {{ $tls | quote }}
         defaultMode: 0440
     {{- end }}
     {{- if include "duckdb.webIdentity" .root }}
@@ -108,13 +108,13 @@ spec:
         sources:
           - serviceAccountToken:
               path: token
-              audience: {{ $v.store.s3.webIdentity.audience }}
+              audience: {{ $v.store.s3.webIdentity.audience | quote }}
               expirationSeconds: {{ int $v.store.s3.webIdentity.expirationSeconds }}
     {{- end }}
     {{- if eq $v.store.type "volume" }}
     - name: objects
       persistentVolumeClaim:
-        claimName: {{ default (printf "%s-objects" (include "duckdb.fullname" .root)) $v.store.volume.existingClaim }}
+        claimName: {{ default (printf "%s-objects" (include "duckdb.fullname" .root)) $v.store.volume.existingClaim | quote }}
     {{- end }}
   {{- with default $v.nodeSelector .pool.nodeSelector }}
   nodeSelector: {{- toYaml . | nindent 4 }}
@@ -133,6 +133,6 @@ spec:
       labelSelector:
         matchLabels:
           {{- include "duckdb.nodeSelector" .root | nindent 10 }}
-          tarn/pool: {{ .name }}
+          tarn/pool: {{ .name | quote }}
   {{- end }}
 {{- end -}}

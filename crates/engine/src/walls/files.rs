@@ -84,16 +84,19 @@ fn allow(
     }
 }
 
-/// The limits of this process's control groups: DuckDB reads them when it opens, whatever memory it was given, and crashes if it finds
-/// one that it may not read.
+/// The limits of this process's control groups, at the places where DuckDB looks: it reads them when it opens, whatever memory it was
+/// given, and crashes if it finds one that it may not read.
 fn asked_by_duckdb() -> Vec<PathBuf> {
     let mut files = vec![PathBuf::from(GROUPS)];
     let groups = fs::read_to_string(GROUPS).unwrap_or_default();
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-        let group = Path::new("/sys/fs/cgroup").join(controllers).join(path.trim_start_matches('/'));
-        files.extend(LIMITS.map(|name| group.join(name)));
+        let tree = Path::new("/sys/fs/cgroup").join(controllers);
+        // In a container the group itself is what is mounted there, and its path leads nowhere.
+        for group in [tree.join(path.trim_start_matches('/')), tree] {
+            files.extend(LIMITS.map(|name| group.join(name)));
+        }
     }
     files
 }

@@ -288,6 +288,7 @@ async fn a_sweep_says_first_what_it_would_let_go_and_the_mart_lives_on() {
     assert_eq!(values(&server, DEV).await, json!([0]));
 }
 
+/// S25 of docs/seed-coverage.md.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schedule_names_moments_of_marts_that_changed() {
     // Every 1.8 seconds.
