@@ -1,4 +1,4 @@
-"""A rendered pod without Kubernetes: what a kubelet, a cloud's token service and a certificate authority would do for it."""
+"""What is in rendered objects, and a pod without Kubernetes: what a kubelet, a cloud's token service and an authority would do for it."""
 
 import datetime
 import http.server
@@ -13,6 +13,7 @@ import urllib.request
 import yaml
 
 import charts
+from charts import of_kind
 from served import Server, Weed, binary, free_port
 
 SECRETS = {
@@ -44,6 +45,28 @@ def render_for(version, values, name="rel", namespace="data"):
         manifests = json.loads(_native.call_string("helm_render", loaded._raw(), json.dumps(values), json.dumps(options)))
     texts = [text for path, text in manifests.items() if path.endswith(".yaml")]
     return [item for text in texts for item in yaml.load_all(text, Strict) if item]
+
+
+def pods(objects):
+    """Those of StatefulSets, by the set's name."""
+    return {name: item["spec"]["template"] for name, item in of_kind(objects, "StatefulSet").items()}
+
+
+def all_pods(objects):
+    return [*pods(objects).values(), *of_kind(objects, "Pod").values()]
+
+
+def matches(selector, labels):
+    return selector.items() <= labels.items()
+
+
+def texts(item, key):
+    """All values of that key, however deep."""
+    if isinstance(item, list):
+        return [found for part in item for found in texts(part, key)]
+    if not isinstance(item, dict):
+        return []
+    return [value for name, value in item.items() if name == key] + [found for part in item.values() for found in texts(part, key)]
 
 
 class Pod(Server):

@@ -35,6 +35,7 @@ pub struct Metrics {
     restarts: Mutex<BTreeMap<&'static str, u64>>,
     latency: Latency,
     stalls: Mutex<BTreeMap<MartId, Histogram>>,
+    objects: Mutex<BTreeMap<MartId, u64>>,
 }
 
 /// Commits of a mart that are not durable, oldest first, with when they were first seen.
@@ -78,11 +79,22 @@ impl Metrics {
         lock(&self.stalls).entry(id.clone()).or_default().saw(time);
     }
 
+    /// A mart's objects take so many bytes of the store.
+    pub fn objects_weighed(&self, id: &MartId, bytes: u64) {
+        lock(&self.objects).insert(id.clone(), bytes);
+    }
+
+    /// What marts' objects took when they were weighed last.
+    pub fn objects(&self) -> BTreeMap<MartId, u64> {
+        lock(&self.objects).clone()
+    }
+
     /// A mart was dropped: nothing is told of it any more.
     pub fn mart_dropped(&self, id: &MartId) {
         lock(&self.verified).remove(id);
         lock(&self.snapshots).remove(id);
         lock(&self.stalls).remove(id);
+        lock(&self.objects).remove(id);
         self.latency.forget(id);
     }
 
@@ -155,7 +167,9 @@ impl Metrics {
                 Direction::Read => "read",
                 Direction::Write => "write",
             };
-            page.sample(name, &[("tenant", count.tenant.as_str()), ("direction", direction)], count.bytes as f64);
+            // There is no cache in the gateway: every byte is the store's.
+            let labels = [("tenant", count.tenant.as_str()), ("direction", direction), ("source", "store")];
+            page.sample(name, &labels, count.bytes as f64);
         }
         page.text
     }
@@ -236,7 +250,7 @@ mod tests {
             "tarn_past_fetched_bytes_total 7",
             "tarn_engine_restarts_total{reason=\"memory\"} 2",
             "# TYPE tarn_gateway_bytes_total counter",
-            "tarn_gateway_bytes_total{tenant=\"acme\",direction=\"write\"} 12345678901",
+            "tarn_gateway_bytes_total{tenant=\"acme\",direction=\"write\",source=\"store\"} 12345678901",
         ] {
             assert!(page.lines().any(|found| found == line), "`{line}` is not in\n{page}");
         }

@@ -2,8 +2,9 @@
 //!
 //! When each was done last is written in the mart's own names, so it is done once whatever the number of nodes and restarts.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use replica::names::Names;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,8 @@ use crate::verify::Task;
 const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Retention is looked after so often.
 const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How much of the store a mart takes is looked at so often: all its objects are listed.
+const WEIGH_EVERY: Duration = Duration::from_secs(3600);
 /// Begins the names of snapshots that a schedule made.
 const AUTOMATIC: &str = "auto-";
 
@@ -48,13 +51,29 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
     let periods = [upkeep.snapshot_every, upkeep.vacuum_every, upkeep.verify_every, Some(SWEEP_EVERY)];
     let look = periods.into_iter().flatten().min().unwrap_or(SWEEP_EVERY) / 4;
     let look = look.clamp(LOOK.0, LOOK.1);
+    let mut weighed = HashMap::new();
     while stop.run_until_cancelled(tokio::time::sleep(look)).await.is_some() {
-        for id in app.marts.open_ids() {
+        let open = app.marts.open_ids();
+        weighed.retain(|id, _| open.contains(id));
+        for id in open {
+            if weighed.get(&id).is_none_or(|last: &Instant| last.elapsed() >= WEIGH_EVERY) {
+                weighed.insert(id.clone(), Instant::now());
+                if let Some(Err(error)) = stop.run_until_cancelled(weigh(&app, &id)).await {
+                    tracing::warn!(mart = %id, %error, "the mart's objects could not be listed; tried again in an hour");
+                }
+            }
             if let Some(Err(error)) = stop.run_until_cancelled(look_after(&app, &id)).await {
                 tracing::warn!(mart = %id, %error, "upkeep failed; tried again");
             }
         }
     }
+}
+
+async fn weigh(app: &App, id: &MartId) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let Some(mart) = app.marts.get(id) else { return Ok(()) };
+    let replica = app.marts.ground().replica(id, mart.incarnation())?;
+    app.metrics.objects_weighed(id, replica.stored_bytes().await?);
+    Ok(())
 }
 
 async fn look_after(app: &App, id: &MartId) -> Result<(), ApiError> {

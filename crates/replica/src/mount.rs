@@ -14,7 +14,9 @@ pub fn bridge(dir: &Path) -> io::Result<Option<String>> {
     use std::os::unix::fs::MetadataExt;
     let device = std::fs::metadata(dir)?.dev();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(kind(&mounts, (rustix::fs::major(device), rustix::fs::minor(device))).filter(|kind| is_bridge(kind)).map(Into::into))
+    Ok(kind(&mounts, (rustix::fs::major(device), rustix::fs::minor(device)))
+        .filter(|kind| is_bridge(kind))
+        .map(Into::into))
 }
 
 /// Of the device, in the kernel's list of mounts.

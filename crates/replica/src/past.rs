@@ -175,6 +175,14 @@ impl MartReplica {
         Ok(unknown)
     }
 
+    /// Bytes of all objects of this life. What it shares with the marts that it branched off is theirs.
+    pub async fn stored_bytes(&self) -> Result<u64> {
+        let root = self.log.layout.root();
+        let objects = self.log.stores.data.list(Some(root));
+        let bytes = objects.try_fold(0, |sum, object| std::future::ready(Ok(sum + object.size)));
+        bytes.await.map_err(|error| Error::store(root, error))
+    }
+
     /// Whose replica it is.
     pub fn owner(&self) -> &Owner {
         self.log.layout.owner()

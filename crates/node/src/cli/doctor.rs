@@ -113,7 +113,8 @@ fn check_state_dir(dir: &Path, report: &mut Report) {
         }
     }
     if let Ok(Some(kind)) = replica::mount::bridge(dir) {
-        let advice = "use a local disk: what is durable is in the store, and a live database can't be kept on such a mount";
+        let advice =
+            "use a local disk: what is durable is in the store, and a live database can't be kept on such a mount";
         note(report, "state directory", Verdict::Fail, format!("`{}` is on {kind}", dir.display()), advice);
     }
     match rustix::fs::statvfs(dir) {

@@ -112,10 +112,10 @@ impl Shell {
         for line in std::io::stdin().lock().lines() {
             text.push_str(&line?);
             text.push('\n');
-            if input::is_whole(&text) {
-                if let Then::Leave = self.take(runtime, &std::mem::take(&mut text))? {
-                    return Ok(());
-                }
+            if input::is_whole(&text)
+                && let Then::Leave = self.take(runtime, &std::mem::take(&mut text))?
+            {
+                return Ok(());
             }
         }
         self.take(runtime, &text).map(|_| ())

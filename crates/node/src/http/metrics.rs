@@ -32,8 +32,8 @@ async fn page(app: &App) -> Response {
     let fetched = app.followers.fetched_bytes();
     let mut text = app.metrics.page(&app.marts.ground().gateway.traffic(), fetched, Instant::now());
     text.push_str(&metrics::admission(&app.admission.counts()));
-    let (state_dir, places) = (app.config.state_dir.clone(), app.places());
-    match tokio::task::spawn_blocking(move || metrics::usage(&state_dir, &places)).await {
+    let (state_dir, places, objects) = (app.config.state_dir.clone(), app.places(), app.metrics.objects());
+    match tokio::task::spawn_blocking(move || metrics::usage(&state_dir, &places, &objects)).await {
         Ok(usage) => text.push_str(&usage),
         Err(error) => tracing::warn!(%error, "what marts take of the disk could not be read"),
     }

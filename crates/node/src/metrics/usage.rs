@@ -1,5 +1,6 @@
 //! What open marts take of this machine: disk by kind of file, memory of their engines; and what the volume has left.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -16,15 +17,21 @@ pub struct Place {
     pub pid: u32,
 }
 
-/// Lines about these marts and the volume of the state directory. Reads the disk.
-pub fn usage(state_dir: &Path, marts: &[Place]) -> String {
+/// Lines about these marts, their objects, and the volume of the state directory. Reads the disk.
+pub fn usage(state_dir: &Path, marts: &[Place], objects: &BTreeMap<MartId, u64>) -> String {
     let mut page = Page::default();
-    page.family("tarn_disk_used_bytes", "gauge", "Bytes that an open mart's files take on this node's disk, by kind.");
+    let help =
+        "Bytes that an open mart takes: of files on this node's disk by kind, and of objects in the store (hourly).";
+    page.family("tarn_disk_used_bytes", "gauge", help);
     for Place { id, dir, .. } in marts {
         let kinds = [("database", "mart.db"), ("wal", "mart.db.wal"), ("temp", "temp")];
         for (kind, name) in kinds {
             let labels = [of_mart(id).as_slice(), &[("kind", kind)]].concat();
             page.sample("tarn_disk_used_bytes", &labels, bytes(&dir.join(name)) as f64);
+        }
+        if let Some(bytes) = objects.get(id) {
+            let labels = [of_mart(id).as_slice(), &[("kind", "objects")]].concat();
+            page.sample("tarn_disk_used_bytes", &labels, *bytes as f64);
         }
     }
     page.family("tarn_engine_memory_bytes", "gauge", "Resident memory of a mart's engine.");
@@ -76,7 +83,9 @@ mod tests {
             fs::write(mart.join(name), vec![0; size]).expect("it is writable");
         }
         let id = MartId { tenant: "acme".parse().expect("legal"), mart: "sales".parse().expect("legal") };
-        let text = usage(dir.path(), &[Place { id, dir: mart, pid: std::process::id() }]);
+        let objects = BTreeMap::from([(id.clone(), 77)]);
+        let text = usage(dir.path(), &[Place { id, dir: mart, pid: std::process::id() }], &objects);
+        assert!(text.contains(",kind=\"objects\"} 77\n"), "{text}");
         let of = |kind: &str| format!("tarn_disk_used_bytes{{tenant=\"acme\",mart=\"sales\",kind=\"{kind}\"}}");
         for (kind, bytes) in [("database", 4096), ("wal", 0), ("temp", 15)] {
             assert!(text.contains(&format!("{} {bytes}\n", of(kind))), "{text}");

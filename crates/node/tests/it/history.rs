@@ -310,6 +310,11 @@ async fn a_schedule_names_moments_of_marts_that_changed() {
         }
     }
     assert!(seen.iter().all(|name| name.starts_with("auto-2")) && seen[0] != seen[1], "{seen:?}");
+    // Looked after as well: what the mart takes of the store.
+    let page = get(&server, "/metrics").await.body.as_str().expect("text").to_owned();
+    let line = "tarn_disk_used_bytes{tenant=\"default\",mart=\"dev\",kind=\"objects\"} ";
+    let bytes: f64 = page.lines().find_map(|found| found.strip_prefix(line)?.parse().ok()).expect("it was weighed");
+    assert!(bytes > 4096.0, "{page}");
     assert_eq!(restore(&server, &seen[0]).await.status, StatusCode::OK);
     assert_eq!(values(&server, DEV).await, json!([0]));
 }

@@ -260,7 +260,7 @@ async fn verification_and_metrics_are_for_administrators() {
         "tarn_build_info{version=",
         "tarn_last_snapshot_timestamp_seconds{tenant=\"default\",mart=\"dev\"} ",
         "# TYPE tarn_replication_lag_seconds gauge",
-        "tarn_gateway_bytes_total{tenant=\"default\",direction=\"read\"} ",
+        "tarn_gateway_bytes_total{tenant=\"default\",direction=\"read\",source=\"store\"} ",
         "tarn_query_seconds_count{tenant=\"default\",mart=\"dev\",kind=\"ddl\",status=\"ok\"} 1",
         "tarn_disk_used_bytes{tenant=\"default\",mart=\"dev\",kind=\"wal\"} ",
         "tarn_engine_memory_bytes{tenant=\"default\",mart=\"dev\"} ",

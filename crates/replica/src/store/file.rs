@@ -68,7 +68,9 @@ impl FileStore {
         if let Some(kind) = crate::mount::bridge(dir)? {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::Unsupported,
-                format!("the store's directory is on {kind}, which does not promise atomic links; use a local file system"),
+                format!(
+                    "the store's directory is on {kind}, which does not promise atomic links; use a local file system"
+                ),
             ));
         }
         root.probe_links()?;
