@@ -14,7 +14,8 @@ ENV PATH=/opt/tarn:$PATH \
 
 USER 10001:10001
 WORKDIR /var/lib/tarn
-VOLUME ["/var/lib/tarn/duckdb"]
+# The store too: without a mount it would go with the container, and it is what must not be lost.
+VOLUME ["/var/lib/tarn/duckdb", "/var/lib/tarn/objects"]
 EXPOSE 8642
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=6 CMD ["tarn", "health"]

@@ -45,10 +45,13 @@ def shell(project, sql):
     return make(project, "analytics.shell", ARGS=f"-csv -noheader -c '{sql}'")
 
 
+def test_before_the_first_server_the_shell_says_what_is_missing(project):
+    missing = make(project, "analytics.shell")
+    assert missing.returncode != 0 and "`make serve` publishes it" in missing.stderr
+
+
 def test_the_shell_opens_the_dev_database_and_says_which_state_it_is(project, dev):
     """S2."""
-    missing = make(project, "analytics.shell")
-    assert missing.returncode != 0 and "not there yet" in missing.stderr
     dev.query("CREATE TABLE t AS SELECT 42 AS a")
     wait_for_published(dev, "SELECT count(*) FROM t", lambda count: count == 1)
     done = shell(project, "FROM t")

@@ -9,15 +9,20 @@ from .config import ConfigError, S3Settings, Settings, duckdb_dsn
 from .dsn import Dsn
 from .flight import connect
 from .frames import read_arrow, read_pandas, read_polars, write_arrow
+from .persist import persist
 from .plans import query_graphviz
+from .rest import Refused, Unreachable
 
 __all__ = [
     "ConfigError",
     "Dsn",
+    "Refused",
     "S3Settings",
     "Settings",
+    "Unreachable",
     "connect",
     "duckdb_dsn",
+    "persist",
     "query_graphviz",
     "read_arrow",
     "read_pandas",

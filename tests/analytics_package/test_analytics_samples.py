@@ -79,3 +79,9 @@ def test_pip_installs_it_with_its_types(tmp_path):
     subprocess.run([*pip, "install", *alone, "--target", target, wheel], check=True)
     program = "import analytics, duckdb; print(analytics.__file__); duckdb.query_graphviz('SELECT 1')"
     assert run(program, tmp_path, PYTHONPATH=str(target)).strip() == str(target / "analytics" / "__init__.py")
+
+
+def test_its_types_hold():
+    command = [sys.executable, "-m", "mypy", "--config-file", PACKAGE / "pyproject.toml", "--cache-dir", os.devnull, "--package", "analytics"]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout

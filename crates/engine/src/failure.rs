@@ -190,7 +190,11 @@ impl Redactor {
     pub fn failure(&self, error: &DuckError, reason: Option<Reason>) -> Failure {
         match (error.kind, reason) {
             (ErrorKind::Interrupt, Some(reason)) => return reason.into(),
-            (ErrorKind::Interrupt, None) => return Reason::Cancelled.into(),
+            // One of its threads failed and stopped the others, and DuckDB tells what happened to one of these.
+            (ErrorKind::Interrupt, None) => {
+                return Failure::new(Code::Sql, "the query failed while it ran, and DuckDB kept the reason to itself")
+                    .hint("run it again: most of the time the reason is told");
+            }
             _ => {}
         }
         let text = self.clean(&error.message);

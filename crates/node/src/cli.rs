@@ -8,6 +8,7 @@ mod flags;
 mod health;
 mod history;
 mod mart;
+mod persist;
 mod plan;
 mod query;
 mod serve;
@@ -58,6 +59,11 @@ enum Command {
         after_help = "Examples:\n  tarn plan tarn://127.0.0.1:8642/default/dev 'select carrier, count(*) from flights group by all'\n  tarn plan 'from flights limit 5' --analyze --format svg --output plan.svg"
     )]
     Plan(plan::Args),
+    /// Write a query's result into a table of Postgres: all of it, or nothing.
+    #[command(
+        after_help = "Example:\n  tarn persist tarn://127.0.0.1:8642/default/dev 'from metrics.daily' --connection reporting --table reports.daily --mode upsert --key day,carrier"
+    )]
+    Persist(persist::Args),
     /// Make, list and drop marts.
     #[command(subcommand, after_help = "Example:\n  tarn mart create tarn://127.0.0.1:8642/default/sales")]
     Mart(mart::Command),
@@ -123,6 +129,7 @@ pub fn main(ready: fn()) -> ExitCode {
         Command::Query(args) => client::block_on(query::run(args)),
         Command::Shell(args) => shell::run(&args),
         Command::Plan(args) => client::block_on(plan::run(args)),
+        Command::Persist(args) => client::block_on(persist::run(args)),
         Command::Mart(command) => client::block_on(mart::run(command)),
         Command::Token(command) => client::block_on(token::run(command)),
         Command::Snapshot(command) => client::block_on(history::snapshot(command)),

@@ -3,6 +3,7 @@
 //! The only place that reads the environment. Values are parsed and checked here once; what the rest sees is typed.
 
 mod identity;
+mod postgres;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use engine::walls::Wall;
 use figment::providers::{Format, Toml};
 
 pub use identity::{AuditConfig, AuditSql, AuditTo, Oidc};
+pub use postgres::Connections;
 pub use settings::{Flag, SETTINGS, Setting, document};
 
 use crate::cluster::{ClusterConfig, Peer};
@@ -44,6 +46,10 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 pub struct ConfigError(String);
 
 impl ConfigError {
+    fn named(variable: &str, problem: &str) -> Self {
+        Self(format!("`{variable}` {problem}"))
+    }
+
     fn of(key: &str, problem: impl std::fmt::Display) -> Self {
         let setting = SETTINGS.iter().find(|s| s.key == key).expect("only known keys are asked for");
         let places = format!("flag `--{}`, {} or tarn.toml", setting.flag_name(), setting.env.join(", "));
@@ -111,6 +117,8 @@ pub struct Config {
     pub slow_query: Duration,
     /// How long an answer waits for durability.
     pub durable_wait: Duration,
+    /// Where results may be persisted.
+    pub postgres: Connections,
     /// The mart that is published as a plain file.
     pub publish: Option<MartId>,
     /// Where that file goes.
@@ -186,7 +194,10 @@ impl Config {
             }
             None => std::fs::read_to_string(FILE).unwrap_or_default(),
         };
-        Self::resolve(&Layers::new(flags, |name| std::env::var(name).ok(), &text)?)
+        let layers = Layers::new(flags, |name| std::env::var(name).ok(), &text)?;
+        let texts =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Ok(Self { postgres: Connections::resolve(texts, layers.postgres.as_ref())?, ..Self::resolve(&layers)? })
     }
 
     fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
@@ -260,6 +271,7 @@ impl Config {
             } else {
                 Some(mart_id(&publish).ok_or_else(|| ConfigError::of("publish", "wants TENANT/MART or `none`"))?)
             },
+            postgres: Connections::default(),
             publish_dir,
             publish_max_bytes: layers.bytes("publish_max")?,
             metrics_listen: metrics_listen(layers)?,
@@ -437,12 +449,15 @@ fn machine_memory_bytes() -> u64 {
 /// The texts of all settings, resolved.
 struct Layers {
     texts: BTreeMap<&'static str, String>,
+    /// Connections by name, of the file.
+    postgres: Option<figment::value::Value>,
 }
 
 impl Layers {
     fn new(flags: &Flags, env: impl Fn(&str) -> Option<String>, toml: &str) -> Result<Self, ConfigError> {
-        let file: BTreeMap<String, figment::value::Value> =
+        let mut file: BTreeMap<String, figment::value::Value> =
             figment::Figment::from(Toml::string(toml)).extract().map_err(|e| ConfigError(format!("`{FILE}`: {e}")))?;
+        let postgres = file.remove("postgres");
         if let Some(unknown) = file.keys().find(|key| SETTINGS.iter().all(|s| s.key != **key)) {
             return Err(ConfigError(format!(
                 "`{FILE}`: unknown setting `{unknown}`; docs/configuration.md lists them"
@@ -461,7 +476,7 @@ impl Layers {
             };
             texts.insert(setting.key, given);
         }
-        Ok(Self { texts })
+        Ok(Self { texts, postgres })
     }
 
     fn text(&self, key: &str) -> String {

@@ -175,6 +175,12 @@ impl ApiError {
         self
     }
 
+    /// It may go well the next time, though its code does not say so.
+    pub fn transient(mut self) -> Self {
+        self.retryable = self.outcome == Outcome::None;
+        self
+    }
+
     /// With when it is worth trying again; never less than a second.
     pub fn retry_after(mut self, time: Duration) -> Self {
         self.retry_after_s = Some(time.as_secs() + 1);

@@ -25,6 +25,7 @@ mod statements;
 mod status;
 pub mod untrusted;
 
+pub(crate) use get::{broken, failure};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;

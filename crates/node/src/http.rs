@@ -12,6 +12,7 @@ mod marts;
 mod metrics;
 mod openapi;
 mod peers;
+mod persist;
 mod plan;
 mod positions;
 mod queries;
@@ -70,6 +71,7 @@ pub fn routes(app: Shared) -> Router {
         .route("/v1/tenants/{tenant}/marts/{mart}/branches", post(changes::branch))
         .route("/v1/tenants/{tenant}/marts/{mart}/archives", post(space::archive))
         .route("/v1/tenants/{tenant}/marts/{mart}/vacuum", post(changes::vacuum))
+        .route("/v1/tenants/{tenant}/marts/{mart}/persist", post(persist::run))
         .route("/v1/tenants/{tenant}/marts/{mart}/slow", get(slow::list))
         .route("/v1/tenants/{tenant}/marts/{mart}/slow/{query}/plan", get(slow::plan))
         .route("/v1/tenants/{tenant}/marts/{mart}/retention", put(space::retention))

@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod names;
 pub mod orders;
 pub mod past;
+pub mod persist;
 pub mod pins;
 mod plan;
 mod precedence;

@@ -94,7 +94,7 @@ pub(super) fn handle_of(ticket: &Ticket) -> Result<Bytes, ApiError> {
 }
 
 /// What an engine's trailers say went wrong.
-pub(super) fn failure(trailers: &HeaderMap) -> Option<ApiError> {
+pub(crate) fn failure(trailers: &HeaderMap) -> Option<ApiError> {
     let text = trailers.get(header::ERROR)?.as_bytes();
     let text = percent_decoded(text);
     Some(
@@ -104,7 +104,7 @@ pub(super) fn failure(trailers: &HeaderMap) -> Option<ApiError> {
 }
 
 /// Why an engine's body broke.
-pub(super) fn broken(error: axum::Error) -> ApiError {
+pub(crate) fn broken(error: axum::Error) -> ApiError {
     let error = error.into_inner();
     let mut cause: Option<&(dyn Error + 'static)> = Some(&*error);
     while let Some(this) = cause {

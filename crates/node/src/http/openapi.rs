@@ -150,6 +150,11 @@ fn of_sql() -> Vec<Call> {
         Call::new("post", "~/plan", "How DuckDB would run a statement, or, with `analyze`, did.")
             .takes("Plan")
             .answers(200, "the plan", json!(plans)),
+        Call::new("post", "~/persist", "A query's result into a table of Postgres: all of it, or nothing.")
+            .with("header", "tarn-query-id", uuid())
+            .with("header", "tarn-profile", profile())
+            .takes("Persist")
+            .gives(200, "it is there", "Persisted"),
         Call::new("post", "~/classify", "Which statements a script has, and what kind each is.").takes("Sql").gives(
             200,
             "the statements",

@@ -7,7 +7,7 @@ use crate::server::{DEV, TestServer};
 use crate::wire::{Way, Wire, over_s3};
 
 const SETTINGS: [(&str, &str); 3] =
-    [("TARN_CHECKPOINT_WAL", "64KB"), ("TARN_CHECKPOINT_IDLE_MS", "600000"), ("TARN_DURABLE_WAIT_MS", "200")];
+    [("TARN_CHECKPOINT_WAL", "64KB"), ("TARN_CHECKPOINT_IDLE_MS", "600000"), ("TARN_DURABLE_WAIT_MS", "1000")];
 const BEHIND: &str = "folding it before it is shipped";
 
 /// Fills a table until the log has grown far over its limit, and until it was folded although nothing of it is in the store; gives

@@ -69,6 +69,19 @@ fn requests() -> Value {
             "at": {"anyOf": [of("Moment"), {"type": "null"}]},
             "session": {"type": ["string", "null"], "format": "uuid"},
         })),
+        "Persist": exactly(&["sql", "postgres"], json!({
+            "sql": sql(),
+            "postgres": exactly(&["connection", "table", "mode"], json!({
+                "connection": {"type": "string"},
+                "table": {"type": "string", "minLength": 1},
+                "mode": {"enum": ["create", "append", "replace", "upsert"]},
+                "key": list(json!({"type": "string"})),
+            })),
+            "params": params(),
+            "timeout_ms": millis(),
+            "at": {"anyOf": [of("Moment"), {"type": "null"}]},
+            "idempotency_key": {"type": ["string", "null"], "minLength": 1, "maxLength": 200},
+        })),
         "Sql": exactly(&["sql"], json!({"sql": {"type": "string"}})),
         "NewSnapshot": exactly(&["name"], json!({"name": {"type": "string"}, "at": {"anyOf": [of("Moment"), {"type": "null"}]}})),
         "Restore": exactly(&["at"], json!({
@@ -161,6 +174,9 @@ fn answers() -> Value {
         "Catalog": object(json!({"schemas": list(object(json!({
             "name": text(), "comment": or_null("string"), "tables": list(table),
         })))})),
+        "Persisted": object(json!({
+            "rows": count(), "checksum": text(), "position": or_null("string"), "replayed": {"type": "boolean"},
+        })),
         "SlowQueries": object(json!({"queries": list(object(json!({
             "query": text(), "sender": text(), "kind": text(), "outcome": text(), "began": time(), "seconds": {"type": "number"},
             "sql": text(), "plan": or_null("string"),
