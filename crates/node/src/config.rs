@@ -435,7 +435,9 @@ fn httpfs(layers: &Layers) -> Option<PathBuf> {
 
 /// The container's memory limit if there is one, else the machine's memory.
 fn machine_memory_bytes() -> u64 {
-    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    // Of version 2, and of version 1; an unlimited one is a word, or larger than any machine.
+    let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limit = files.iter().find_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
     let total = || {
         let info = std::fs::read_to_string("/proc/meminfo").ok()?;
         let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;

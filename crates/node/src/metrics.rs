@@ -36,6 +36,7 @@ pub struct Metrics {
     latency: Latency,
     stalls: Mutex<BTreeMap<MartId, Histogram>>,
     objects: Mutex<BTreeMap<MartId, u64>>,
+    upkeep: Mutex<BTreeMap<(MartId, &'static str), i64>>,
 }
 
 /// Commits of a mart that are not durable, oldest first, with when they were first seen.
@@ -79,6 +80,11 @@ impl Metrics {
         lock(&self.stalls).entry(id.clone()).or_default().saw(time);
     }
 
+    /// A kind of upkeep was done for a mart, by whichever node.
+    pub fn upkeep_done(&self, id: &MartId, job: &'static str, time_us: i64) {
+        lock(&self.upkeep).insert((id.clone(), job), time_us);
+    }
+
     /// A mart's objects take so many bytes of the store.
     pub fn objects_weighed(&self, id: &MartId, bytes: u64) {
         lock(&self.objects).insert(id.clone(), bytes);
@@ -95,6 +101,7 @@ impl Metrics {
         lock(&self.snapshots).remove(id);
         lock(&self.stalls).remove(id);
         lock(&self.objects).remove(id);
+        lock(&self.upkeep).retain(|(of, _), _| of != id);
         self.latency.forget(id);
     }
 
@@ -134,6 +141,16 @@ impl Metrics {
             for (id, time_us) in lock(marts).iter() {
                 page.sample(name, &of_mart(id), *time_us as f64 / 1e6);
             }
+        }
+        let name = "tarn_upkeep_last_timestamp_seconds";
+        page.family(
+            name,
+            "gauge",
+            "When upkeep of an open mart was last done, by whichever node: snapshot, sweep, vacuum, verify.",
+        );
+        for ((id, job), time_us) in lock(&self.upkeep).iter() {
+            let labels = [of_mart(id).as_slice(), &[("job", *job)]].concat();
+            page.sample(name, &labels, *time_us as f64 / 1e6);
         }
         let name = "tarn_replication_lag_seconds";
         page.family(

@@ -2,7 +2,7 @@
 //!
 //! What an engine did is told by its answers, since an engine reaches no network: its steps are spans of the node's too.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::HeaderMap;
 use opentelemetry::trace::{
@@ -15,7 +15,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 
 use crate::audit::Record;
-use crate::visit::Visit;
+use crate::visit::{Step, Visit};
 
 /// What is left is sent within this time when the node stops.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -26,14 +26,6 @@ const PARENT: &str = "traceparent";
 pub struct Traces {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
-}
-
-/// A part of a request's work.
-#[derive(Debug, Clone)]
-pub struct Step {
-    pub name: &'static str,
-    pub began: SystemTime,
-    pub took: Duration,
 }
 
 impl Traces {

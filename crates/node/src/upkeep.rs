@@ -90,6 +90,9 @@ async fn look_after(app: &App, id: &MartId) -> Result<(), ApiError> {
     }
     let names = give(mart.orders(), |reply| Order::Names(Box::new(|_, _| Ok(())), reply)).await?;
     for (job, every) in every {
+        if let Some(last_us) = names.done.get(job.name()) {
+            app.metrics.upkeep_done(id, job.name(), *last_us);
+        }
         let Some(every) = every else { continue };
         if due(&names, job, every, clock::now_us()) {
             match job {
@@ -99,6 +102,7 @@ async fn look_after(app: &App, id: &MartId) -> Result<(), ApiError> {
                 Job::Verify => verify(app, id).await?,
             }
             done(app, id, job).await?;
+            app.metrics.upkeep_done(id, job.name(), clock::now_us());
         }
     }
     Ok(())

@@ -28,7 +28,6 @@ use crate::auth::Principal;
 use crate::control::State;
 use crate::error::{ApiError, Code};
 use crate::names::{MartId, Tenant};
-use crate::traces::Step;
 
 tokio::task_local! {
     static HERE: Arc<Visit>;
@@ -50,6 +49,14 @@ pub struct Visit {
     /// Its answer's body once there is one; taken away when it is cut.
     body: Mutex<Option<Body>>,
     waker: AtomicWaker,
+}
+
+/// A part of a visit's work.
+#[derive(Debug, Clone)]
+pub struct Step {
+    pub name: &'static str,
+    pub began: SystemTime,
+    pub took: Duration,
 }
 
 /// Why a visit was cut.

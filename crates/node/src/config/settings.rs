@@ -200,7 +200,7 @@ pub const SETTINGS: &[Setting] = &[
     secret(
         "s3_access_key_id",
         &["DUCKDB_ACCESS_KEY_ID"],
-        "S3 key id. Without keys and role: the container's or machine's own credentials.",
+        "S3 key id. Without keys and role: what the machine's metadata service gives (not that of containers: name the role there).",
     ),
     secret("s3_secret_access_key", &["DUCKDB_SECRET_ACCESS_KEY"], "S3 secret key."),
     secret(

@@ -315,6 +315,9 @@ async fn a_schedule_names_moments_of_marts_that_changed() {
     let line = "tarn_disk_used_bytes{tenant=\"default\",mart=\"dev\",kind=\"objects\"} ";
     let bytes: f64 = page.lines().find_map(|found| found.strip_prefix(line)?.parse().ok()).expect("it was weighed");
     assert!(bytes > 4096.0, "{page}");
+    let line = "tarn_upkeep_last_timestamp_seconds{tenant=\"default\",mart=\"dev\",job=\"snapshot\"} ";
+    let last: f64 = page.lines().find_map(|found| found.strip_prefix(line)?.parse().ok()).expect("it was done");
+    assert!(last > 1.7e9, "{page}");
     assert_eq!(restore(&server, &seen[0]).await.status, StatusCode::OK);
     assert_eq!(values(&server, DEV).await, json!([0]));
 }
