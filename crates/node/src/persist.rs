@@ -134,10 +134,10 @@ pub fn plan(
             ApiError::new(Code::Invalid, format!("two columns are called `{}`", twice.name)).hint("name them apart")
         );
     }
-    if let Mode::Upsert(key) = &destination.mode {
-        if let Some(missing) = key.iter().find(|name| described.iter().all(|column| column.name != **name)) {
-            return Err(ApiError::new(Code::Invalid, format!("the key's column `{missing}` is not in the result")));
-        }
+    if let Mode::Upsert(key) = &destination.mode
+        && let Some(missing) = key.iter().find(|name| described.iter().all(|column| column.name != **name))
+    {
+        return Err(ApiError::new(Code::Invalid, format!("the key's column `{missing}` is not in the result")));
     }
     match (&destination.mode, found) {
         (Mode::Append | Mode::Upsert(_), None) => {

@@ -109,7 +109,7 @@ impl App {
 
         let describe = format!("DESCRIBE {statement}");
         let (_, rows) = query::rows(self, caller, mart.clone(), (Uuid::new_v4(), headers), &own(&describe)).await?;
-        let described = rows.iter().map(described).collect::<Result<Vec<_>, _>>()?;
+        let described = rows.iter().map(|row| described(row)).collect::<Result<Vec<_>, _>>()?;
         let tls = self.config.postgres.tls(connection)?;
         let open = target::begin(&connection.config, &tls, destination.clone(), key.is_some()).await?;
         if let Some(key) = &key
@@ -201,7 +201,7 @@ fn fingerprint(body: &PersistBody, statement: &str) -> String {
     blake3::hash(whole.to_string().as_bytes()).to_hex().to_string()
 }
 
-fn described(row: &Vec<Value>) -> Result<Described, ApiError> {
+fn described(row: &[Value]) -> Result<Described, ApiError> {
     let text = |at: usize| row.get(at).and_then(Value::as_str).map(str::to_owned);
     match (text(0), text(1)) {
         (Some(name), Some(duckdb_type)) => Ok(Described { name, duckdb_type }),
