@@ -13,8 +13,10 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{
     buffer::{self, Buffer},
+    duck::{DuckError, ErrorKind},
     failure::Failure,
     format::{Columns, Encoder, Format},
+    params::Set,
     pipe::{PipeWriter, pipe},
     queries::{Query, Reason},
     sql::Statement,
@@ -30,6 +32,8 @@ use super::{
 const WHOLE_BYTES: usize = 256 << 10;
 /// A query that takes longer gets its answer piece by piece.
 const WHOLE_TIME: Duration = Duration::from_millis(50);
+/// How often a read is run again for the reason of its failure.
+const TRIES: u32 = 3;
 /// Rows that wait for more are sent after this.
 const LINGER: Duration = Duration::from_millis(200);
 
@@ -101,7 +105,10 @@ impl<'a> Run<'a> {
         let rows = self.rows()?;
         'all: for set in sets(self.request, rows.as_ref(), takes_parameters(statement)) {
             let mut prepared = self.prepare(statement.text, set)?;
-            let mut result = prepared.stream().map_err(|error| self.duck(&error))?;
+            let mut result = match prepared.stream() {
+                Ok(result) => result,
+                Err(error) => return Err(self.reason_of(error, statement, set)),
+            };
             let encoder = match &mut encoder {
                 Some(encoder) => encoder,
                 empty => {
@@ -110,7 +117,15 @@ impl<'a> Run<'a> {
                     empty.insert(Encoder::new(self.request.format, columns, self.options())?)
                 }
             };
-            while let Some(chunk) = result.next_chunk().map_err(|error| self.duck(&error))? {
+            loop {
+                let chunk = match result.next_chunk() {
+                    Ok(Some(chunk)) => chunk,
+                    Ok(None) => break,
+                    Err(error) => {
+                        drop((result, prepared));
+                        return Err(self.reason_of(error, statement, set));
+                    }
+                };
                 // SAFETY: the chunk is of the result that the columns are of, or of one of the same statement.
                 unsafe { encoder.push(chunk.raw()) }?;
                 drop(chunk);
@@ -131,6 +146,30 @@ impl<'a> Run<'a> {
         }
         let encoder = encoder.ok_or_else(no_sets)?;
         self.put(sink, encoder.finish())
+    }
+
+    /// What an error of a read means. One thread's failure stops the others, and DuckDB sometimes tells only that this one was stopped:
+    /// then the read is run again, to hear why.
+    fn reason_of(&mut self, mut error: DuckError, statement: &Statement<'_>, set: Option<Set<'_>>) -> Failure {
+        for _ in 0..TRIES {
+            // In a transaction the failure has ended it, and nothing more can be asked.
+            if error.kind != ErrorKind::Interrupt || self.query.is_cancelled() || self.kept.in_transaction() {
+                break;
+            }
+            let mut prepared = match self.prepare(statement.text, set) {
+                Ok(prepared) => prepared,
+                Err(failure) => return failure,
+            };
+            let drained = prepared.stream().and_then(|mut result| {
+                while result.next_chunk()?.is_some() {}
+                Ok(())
+            });
+            match drained {
+                Ok(()) => break,
+                Err(again) => error = again,
+            }
+        }
+        self.duck(&error)
     }
 
     /// Sends the head and what was held back.
