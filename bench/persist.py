@@ -52,9 +52,9 @@ def compare(server, postgres, root):
         postgres.rows("DROP TABLE IF EXISTS theirs; CREATE TABLE theirs (LIKE lineitem)")
         copies.append(seconds(lambda: postgres.rows(f"COPY theirs FROM '{file}' (FORMAT binary)")))
         postgres.rows("DROP TABLE IF EXISTS peers; CREATE TABLE peers (LIKE lineitem)")
-        with duckdb.connect(str(data.DATABASE), read_only=True) as con:
-            con.execute(f"LOAD '{EXTENSION}'; ATTACH '{postgres.url()}' AS pg (TYPE postgres)")
-            extension.append(seconds(lambda: con.execute("INSERT INTO pg.peers FROM lineitem")))
+        with duckdb.connect() as con:
+            con.execute(f"LOAD '{EXTENSION}'; ATTACH '{data.DATABASE}' AS own (READ_ONLY); ATTACH '{postgres.url()}' AS pg (TYPE postgres)")
+            extension.append(seconds(lambda: con.execute("INSERT INTO pg.peers FROM own.lineitem")))
     assert postgres.rows("SELECT count(*) FROM ours") == [(data.ROWS,)] == postgres.rows("SELECT count(*) FROM peers")
     rate = lambda taken: f"{data.ROWS / min(taken) / 1e3:.0f} krow/s"  # noqa: E731
     yield (
