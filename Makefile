@@ -27,7 +27,7 @@ serve: ## Set up, build, and run the server on http://127.0.0.1:8642 with the em
 test: test.rust test.python ## Set up, build, and run all tests.
 
 test.rust:
-	@scripts/setup --test
+	@scripts/setup --test --shell
 	cargo test --workspace $(ARGS)
 
 test.python: test.rust
