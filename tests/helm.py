@@ -4,6 +4,7 @@ import datetime
 import http.server
 import json
 import os
+import re
 import ssl
 import subprocess
 import threading
@@ -91,9 +92,9 @@ class Pod(Server):
         self.elsewhere.mkdir()
 
     def here(self, text):
-        for there, place in sorted(self.moved.items(), key=lambda pair: -len(pair[0])):
-            text = text.replace(there, place)
-        return text
+        """In one pass, the longest first: a place of ours may itself begin like one of the container's (`/tmp`)."""
+        there = "|".join(map(re.escape, sorted(self.moved, key=len, reverse=True)))
+        return re.sub(there, lambda found: self.moved[found[0]], text)
 
     def start(self):
         variables = {"PATH": os.environ["PATH"], "HOME": str(self.elsewhere)} | {name: self.here(value) for name, value in self.variables.items()}
