@@ -1,7 +1,6 @@
 """Workers of Temporal join in the mart and land in Postgres: a real Temporal server, a real Postgres, and our activities between them."""
 
 import asyncio
-import subprocess
 import sys
 import time
 import uuid
@@ -11,12 +10,13 @@ import pytest
 
 from marts import Mart
 from postgres import Postgres
-from served import ROOT, Server, free_port
+from served import ROOT, Server
+from temporal import Temporal
 
 sys.path.insert(0, str(ROOT / "packages"))
 
 from temporalio import workflow  # noqa: E402
-from temporalio.client import Client, WorkflowFailureError  # noqa: E402
+from temporalio.client import WorkflowFailureError  # noqa: E402
 from temporalio.common import RetryPolicy  # noqa: E402
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker  # noqa: E402
 
@@ -51,33 +51,6 @@ class One:
     @workflow.run
     async def run(self, sql: str) -> dict:
         return await workflow.execute_activity("tarn_run", Run(sql), **OPTIONS, retry_policy=QUICKLY)
-
-
-class Temporal:
-    def __init__(self, root):
-        self.root, self.address = root, f"127.0.0.1:{free_port()}"
-        self.process = None
-
-    def start(self):
-        ip, port = self.address.split(":")
-        command = [ROOT / "vendor" / "test" / "temporal", "server", "start-dev", "--headless", "--ip", ip, "--port", port]
-        command += ["--db-filename", self.root / "temporal.db", "--log-level", "error"]
-        with open(self.root / "temporal.log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        return self
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait(timeout=30)
-
-    async def client(self):
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                return await Client.connect(self.address)
-            except RuntimeError:
-                assert self.process.poll() is None and time.monotonic() < deadline, (self.root / "temporal.log").read_text()
-                await asyncio.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

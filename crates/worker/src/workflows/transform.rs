@@ -1,0 +1,305 @@
+//! A transform: a place to work → steps → checks → Postgres → published. If anything fails before that, the mart is as it was.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::task::Poll;
+
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use temporalio_common::ActivityDefinition;
+use temporalio_common::data_converters::TemporalDeserializable;
+use temporalio_macros::{workflow, workflow_methods};
+use temporalio_sdk::{WorkflowCancellationToken, WorkflowContext, WorkflowResult, WorkflowTermination};
+
+use super::{Failed, options};
+use crate::activities::{
+    Activities, CarryOver, GoBack, MakeBranch, PUBLISH_ID, RunIngest, RunPersist, RunQuery, TakeSnapshot, ThrowAway,
+    Where,
+};
+use crate::definition::{Check, MartName, Persist, Place, Publish, Step, Transform};
+
+/// What a run did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// By step: the rows that its last statement answered or wrote.
+    pub steps: BTreeMap<String, Value>,
+    pub checks: BTreeSet<String>,
+    /// By name: rows, checksum, position, and whether an earlier try had done it.
+    pub persisted: BTreeMap<String, Value>,
+    /// Rows by table.
+    pub published: BTreeMap<String, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// What could not be thrown away at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
+}
+
+#[workflow]
+#[derive(Default)]
+pub struct TransformWorkflow;
+
+#[workflow_methods]
+impl TransformWorkflow {
+    #[run(name = "tarn_transform")]
+    pub async fn run(ctx: &mut WorkflowContext<Self>, definition: Transform) -> WorkflowResult<Report> {
+        let Some(mart) = definition.mart.clone() else {
+            let text = "`mart` is missing: a workflow's input names it".to_owned();
+            return Err(Failed { code: "invalid".into(), text, cancelled: false }.application().into());
+        };
+        let run = Run {
+            mart,
+            id: ctx.run_id().to_owned(),
+            stop: ctx.cancellation_token().child_token(),
+            ctx: ctx.clone(),
+            definition,
+        };
+        let mut report = Report::default();
+        let done = run.work(&mut report).await;
+        let tidied = run.tidy(done.is_err()).await;
+        match (done, tidied) {
+            (Ok(()), Ok(())) => Ok(report),
+            (Ok(()), Err(left)) => Ok(Report { left: Some(left.text), ..report }),
+            (Err(failed), tidied) => {
+                let asked = ctx.cancellation_token().is_cancelled();
+                let failed = match tidied {
+                    Ok(()) if asked && failed.cancelled => return Err(WorkflowTermination::cancelled()),
+                    Ok(()) => failed,
+                    Err(left) => failed.and(&left.text),
+                };
+                Err(failed.application().into())
+            }
+        }
+    }
+}
+
+struct Run {
+    ctx: WorkflowContext<TransformWorkflow>,
+    definition: Transform,
+    mart: MartName,
+    id: String,
+    /// Stops all activities of the run but those that tidy up.
+    stop: WorkflowCancellationToken,
+}
+
+/// A name, and what was answered.
+type Done = (String, Value);
+
+impl Run {
+    async fn work(&self, report: &mut Report) -> Result<(), Failed> {
+        let definition = &self.definition;
+        match definition.place {
+            Place::Branch => {
+                let work = MakeBranch { place: self.mart(), name: self.branch_name(), at: None };
+                self.call("branch", "branch", Activities::branch, work).await?;
+            }
+            Place::Snapshot => {
+                let work = TakeSnapshot { place: self.mart(), name: self.snapshot_name() };
+                self.call("snapshot", "snapshot", Activities::snapshot, work).await?;
+            }
+        }
+        report.steps = self.steps().await?;
+        let checks = definition.checks.iter().map(|check| self.check(check));
+        for checked in temporalio_sdk::workflows::join_all(checks).await {
+            report.checks.insert(checked?);
+        }
+        for persist in &definition.persist {
+            let (name, told) = self.persist(persist).await?;
+            report.persisted.insert(name, told);
+        }
+        if let Some(publish) = &definition.publish {
+            self.publish(publish, report).await?;
+        }
+        Ok(())
+    }
+
+    /// All steps, each as soon as those that it needs are done. The first that fails stops the others.
+    async fn steps(&self) -> Result<BTreeMap<String, Value>, Failed> {
+        let mut waiting: Vec<&Step> = self.definition.steps.iter().collect();
+        let mut running: Vec<LocalBoxFuture<'_, Result<Done, Failed>>> = Vec::new();
+        let mut done = BTreeMap::new();
+        let mut failed = None;
+        loop {
+            if failed.is_none() {
+                let (ready, rest): (Vec<&Step>, _) =
+                    waiting.into_iter().partition(|step| step.needs.iter().all(|needed| done.contains_key(needed)));
+                waiting = rest;
+                running.extend(ready.into_iter().map(|step| self.step(step).boxed_local()));
+            }
+            if running.is_empty() {
+                return failed.map_or(Ok(done), Err);
+            }
+            match first(&mut running).await {
+                Ok((name, told)) => drop(done.insert(name, told)),
+                Err(error) => {
+                    self.stop.cancel_with_reason("a step failed");
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+    }
+
+    async fn step(&self, step: &Step) -> Result<Done, Failed> {
+        let (what, id) = (format!("step `{}`", step.name), format!("step {}", step.name));
+        let told = match (&step.sql, &step.ingest) {
+            (Some(sql), _) => {
+                let work = RunQuery { place: self.workplace(), sql: sql.clone(), params: None };
+                let told = self.call(&what, &id, Activities::query, work).await?;
+                serde_json::json!({"row_count": told["row_count"], "position": told["position"]})
+            }
+            (None, Some(ingest)) => {
+                let work = RunIngest { place: self.workplace(), ingest: ingest.clone() };
+                self.call(&what, &id, Activities::ingest, work).await?
+            }
+            (None, None) => {
+                return Err(Failed { code: "invalid".into(), text: format!("{what}: has no work"), cancelled: false });
+            }
+        };
+        Ok((step.name.clone(), told))
+    }
+
+    async fn check(&self, check: &Check) -> Result<String, Failed> {
+        let (what, id) = (format!("check `{}`", check.name), format!("check {}", check.name));
+        let work = RunQuery { place: self.workplace(), sql: check.sql.clone(), params: None };
+        let told = self.call(&what, &id, Activities::query, work).await?;
+        let rows = told["rows"].as_array().cloned().unwrap_or_default();
+        let good = match &check.expect {
+            None => rows.is_empty(),
+            Some(wanted) => {
+                rows.len() == 1 && rows[0].as_array().is_some_and(|row| row.len() == 1 && same(&row[0], wanted))
+            }
+        };
+        if good {
+            return Ok(check.name.clone());
+        }
+        let shown: Vec<String> = rows.iter().take(3).map(Value::to_string).collect();
+        let wanted = check.expect.as_ref().map_or("no rows".to_owned(), Value::to_string);
+        let text = format!(
+            "{what}: wants {wanted}, found {}",
+            if shown.is_empty() { "no rows".into() } else { shown.join(", ") }
+        );
+        Err(Failed { code: "check".into(), text, cancelled: false })
+    }
+
+    async fn persist(&self, persist: &Persist) -> Result<Done, Failed> {
+        let (what, id) = (format!("persist `{}`", persist.name), format!("persist {}", persist.name));
+        let work = RunPersist {
+            place: self.workplace(),
+            sql: persist.sql.clone(),
+            connection: persist.connection.clone(),
+            table: persist.table.clone(),
+            mode: persist.mode,
+            key: persist.key.clone(),
+        };
+        Ok((persist.name.clone(), self.call(&what, &id, Activities::persist, work).await?))
+    }
+
+    async fn publish(&self, publish: &Publish, report: &mut Report) -> Result<(), Failed> {
+        if !publish.tables.is_empty() {
+            let work = CarryOver { place: self.mart(), from: self.branch(), tables: publish.tables.clone() };
+            let told = self.call("publish", PUBLISH_ID, Activities::publish, work).await?;
+            let rows = told["tables"].as_object().cloned().unwrap_or_default();
+            report.published = rows.into_iter().collect();
+        }
+        if let Some(name) = &publish.snapshot {
+            let name = format!("{name}-{}", super::maintenance::stamp(self.ctx.workflow_time()));
+            let work = TakeSnapshot { place: self.mart(), name: name.clone() };
+            self.call("snapshot", "publish snapshot", Activities::snapshot, work).await?;
+            report.snapshot = Some(name);
+        }
+        Ok(())
+    }
+
+    /// Throws away what others should not see; also when the workflow was cancelled.
+    async fn tidy(&self, failed: bool) -> Result<(), Failed> {
+        let mut left = ThrowAway { place: self.mart(), branch: None, snapshot: None, tables: Vec::new() };
+        let publish = self.definition.publish.as_ref();
+        match self.definition.place {
+            Place::Branch => {
+                left.branch = Some(self.branch());
+                if failed {
+                    left.tables = publish.map(|publish| publish.tables.clone()).unwrap_or_default();
+                }
+            }
+            Place::Snapshot => {
+                if failed {
+                    let work = GoBack { place: self.mart(), at: self.snapshot_name() };
+                    self.ask("going back", "restore", Activities::restore, work, WorkflowCancellationToken::new())
+                        .await?;
+                }
+                left.snapshot = Some(self.snapshot_name());
+            }
+        }
+        self.ask("tidying up", "discard", Activities::discard, left, WorkflowCancellationToken::new()).await.map(drop)
+    }
+
+    async fn call<A>(&self, what: &str, id: &str, activity: A, input: A::Input) -> Result<Value, Failed>
+    where
+        A: ActivityDefinition<Output = Value>,
+        A::Output: TemporalDeserializable,
+    {
+        self.ask(what, id, activity, input, self.stop.clone()).await
+    }
+
+    async fn ask<A>(
+        &self,
+        what: &str,
+        id: &str,
+        activity: A,
+        input: A::Input,
+        stop: WorkflowCancellationToken,
+    ) -> Result<Value, Failed>
+    where
+        A: ActivityDefinition<Output = Value>,
+        A::Output: TemporalDeserializable,
+    {
+        let options = options(id, &self.definition.limits, stop);
+        self.ctx.execute_activity(activity, input, options).await.map_err(|error| Failed::new(what, &error))
+    }
+
+    fn mart(&self) -> Where {
+        Where { mart: Some(self.mart.clone()), profile: Some(self.definition.limits.profile.clone()) }
+    }
+
+    fn workplace(&self) -> Where {
+        match self.definition.place {
+            Place::Branch => Where { mart: Some(self.branch()), ..self.mart() },
+            Place::Snapshot => self.mart(),
+        }
+    }
+
+    fn branch_name(&self) -> String {
+        format!("run-{}", self.id.replace('-', ""))
+    }
+
+    fn branch(&self) -> MartName {
+        let tenant = self.mart.0.split('/').next().unwrap_or_default();
+        MartName(format!("{tenant}/{}", self.branch_name()))
+    }
+
+    fn snapshot_name(&self) -> String {
+        format!("before-{}", self.id.replace('-', ""))
+    }
+}
+
+/// The outcome of the first that is done, in order; it leaves the list.
+async fn first<T>(running: &mut Vec<LocalBoxFuture<'_, T>>) -> T {
+    let (index, outcome) = poll_fn(|cx| {
+        let done = running.iter_mut().enumerate().find_map(|(index, future)| match future.as_mut().poll(cx) {
+            Poll::Ready(outcome) => Some((index, outcome)),
+            Poll::Pending => None,
+        });
+        done.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await;
+    drop(running.remove(index));
+    outcome
+}
+
+/// Numbers by value: an answer of 0.0 is what `expect: 0` wants; large ones come as text.
+fn same(found: &Value, wanted: &Value) -> bool {
+    let number = |value: &Value| value.as_f64().or_else(|| value.as_str().and_then(|text| text.parse().ok()));
+    found == wanted || (wanted.is_number() && number(found) == number(wanted))
+}
