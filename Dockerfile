@@ -1,4 +1,4 @@
-# The server: one binary, DuckDB's library, its httpfs extension. `make image` puts them into target/image and builds this; nothing
+# The server, the worker of its pipelines, DuckDB's library, its httpfs extension. `make image` puts them into target/image and builds this; nothing
 # is fetched here or at run time.
 FROM debian:bookworm-slim
 

@@ -43,14 +43,14 @@ check: ## Formatting, lints, tests, licences, links in the docs: what a change m
 	$(MAKE) --no-print-directory test
 
 image: ## Build the container image tarn:latest (docker-compose.yml runs it).
-	@scripts/setup
-	@cargo build --bin tarn
+	@scripts/setup --worker
+	@cargo build --bin tarn --bin tarn-worker
 	@scripts/stage-image "$(TARN)"
 	docker build --tag tarn:latest .
 
 bench: ## Measure, as ratios against DuckDB in-process, and write docs/performance.md (about 25 minutes).
 	@scripts/setup --test
-	cargo build --bin tarn --examples
+	cargo build --bin tarn --bin tarn-worker --examples
 	TARN_BINARY="$(TARN)" $(PYTHON) bench/run.py $(ARGS)
 
 tour.data: ## Put the tour's data (flights, planes, metrics, knowledge) into the embedded store's bucket sm-default-processed.

@@ -93,7 +93,9 @@ def test_the_image_is_small_nobodys_root_and_made_without_a_network(daemon):
     # The binary, DuckDB and httpfs; what the debug build adds is more than a release would.
     assert image["Size"] - base["Size"] < 250e6
     files = daemon.run("docker", "run", "--rm", "--entrypoint", "find", "tarn:latest", "/opt/tarn", "-type", "f").stdout.split()
-    assert sorted(files) == ["/opt/tarn/ext/httpfs.duckdb_extension", "/opt/tarn/libduckdb.so", "/opt/tarn/tarn"]
+    assert sorted(files) == ["/opt/tarn/ext/httpfs.duckdb_extension", "/opt/tarn/libduckdb.so", "/opt/tarn/tarn", "/opt/tarn/tarn-worker"]
+    schema = daemon.run("docker", "run", "--rm", "--read-only", "--entrypoint", "tarn-worker", "tarn:latest", "schema").stdout
+    assert "transform" in schema
     # This daemon gives none to what it builds: whatever was fetched would have failed.
     networks = daemon.run("docker", "network", "ls", "--format", "{{.Name}}").stdout.split()
     assert "bridge" not in networks

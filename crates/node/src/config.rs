@@ -170,6 +170,8 @@ pub struct Upkeep {
     pub grace: Duration,
     /// Snapshots.
     pub snapshot_every: Option<Duration>,
+    /// A mart is archived so often.
+    pub archive_every: Option<Duration>,
     /// Trial restores.
     pub verify_every: Option<Duration>,
     /// Vacuums.
@@ -249,6 +251,7 @@ impl Config {
                 keep: layers.spell("retention_days", DAY)?,
                 grace: layers.spell("retention_grace_hours", HOUR)?,
                 snapshot_every: Some(layers.spell("snapshot_every_hours", HOUR)?).filter(|every| !every.is_zero()),
+                archive_every: Some(layers.spell("archive_every_days", DAY)?).filter(|every| !every.is_zero()),
                 verify_every: Some(layers.spell("verify_every_days", DAY)?).filter(|every| !every.is_zero()),
                 vacuum_every: Some(layers.spell("vacuum_every_days", DAY)?).filter(|every| !every.is_zero()),
             },

@@ -146,7 +146,7 @@ impl Metrics {
         page.family(
             name,
             "gauge",
-            "When upkeep of an open mart was last done, by whichever node: snapshot, sweep, vacuum, verify.",
+            "When upkeep of an open mart was last done, by whichever node: snapshot, archive, sweep, vacuum, verify.",
         );
         for ((id, job), time_us) in lock(&self.upkeep).iter() {
             let labels = [of_mart(id).as_slice(), &[("job", *job)]].concat();

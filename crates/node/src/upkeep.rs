@@ -1,6 +1,9 @@
-//! What is done to open marts without being asked: snapshots, sweeps, vacuums, trial restores.
+//! What is done to marts without being asked: snapshots, archives, sweeps, vacuums, trial restores.
 //!
-//! When each was done last is written in the mart's own names, so it is done once whatever the number of nodes and restarts.
+//! When each was done last is written in the mart's own names by its one writer, so it is done once whatever the number of nodes and restarts.
+//! A mart that is closed and due is opened for it, as by a request.
+
+pub mod due;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,50 +11,34 @@ use std::time::{Duration, Instant};
 
 use replica::names::Names;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::app::App;
+use crate::archive;
 use crate::clock;
 use crate::error::ApiError;
 use crate::names::MartId;
 use crate::orders::{Order, Swap, give};
 use crate::verify::Task;
+use due::Job;
 
 /// How often it is looked what is due, at most and at least.
 const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Retention is looked after so often.
-const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// How much of the store a mart takes is looked at so often: all its objects are listed.
 const WEIGH_EVERY: Duration = Duration::from_secs(3600);
+/// A closed mart that could not be looked after is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(600);
 /// Begins the names of snapshots that a schedule made.
 const AUTOMATIC: &str = "auto-";
-
-/// A kind of upkeep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Job {
-    Snapshot,
-    Sweep,
-    Vacuum,
-    Verify,
-}
-
-impl Job {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Snapshot => "snapshot",
-            Self::Sweep => "sweep",
-            Self::Vacuum => "vacuum",
-            Self::Verify => "verify",
-        }
-    }
-}
 
 /// Looks after the open marts until cancelled.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
     let upkeep = app.config.upkeep;
-    let periods = [upkeep.snapshot_every, upkeep.vacuum_every, upkeep.verify_every, Some(SWEEP_EVERY)];
-    let look = periods.into_iter().flatten().min().unwrap_or(SWEEP_EVERY) / 4;
+    let shortest = Job::ALL.iter().filter_map(|job| job.every(&upkeep)).min().unwrap_or(LOOK.1);
+    let look = shortest / 4;
     let look = look.clamp(LOOK.0, LOOK.1);
     let mut weighed = HashMap::new();
+    let mut closed = HashMap::new();
     while stop.run_until_cancelled(tokio::time::sleep(look)).await.is_some() {
         let open = app.marts.open_ids();
         weighed.retain(|id, _| open.contains(id));
@@ -66,6 +53,9 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
                 tracing::warn!(mart = %id, %error, "upkeep failed; tried again");
             }
         }
+        if let Some(Err(error)) = stop.run_until_cancelled(look_at_closed(&app, &mut closed)).await {
+            tracing::warn!(%error, "upkeep of a closed mart failed; tried again");
+        }
     }
 }
 
@@ -78,25 +68,20 @@ async fn weigh(app: &App, id: &MartId) -> Result<(), Box<dyn std::error::Error +
 
 async fn look_after(app: &App, id: &MartId) -> Result<(), ApiError> {
     let upkeep = app.config.upkeep;
-    let every = [
-        (Job::Snapshot, upkeep.snapshot_every),
-        (Job::Sweep, Some(SWEEP_EVERY.min(upkeep.keep))),
-        (Job::Vacuum, upkeep.vacuum_every),
-        (Job::Verify, upkeep.verify_every),
-    ];
     let Some(mart) = app.marts.get(id) else { return Ok(()) };
     if mart.watcher().progress().durable.is_none() {
         return Ok(());
     }
     let names = give(mart.orders(), |reply| Order::Names(Box::new(|_, _| Ok(())), reply)).await?;
-    for (job, every) in every {
+    for job in Job::ALL {
         if let Some(last_us) = names.done.get(job.name()) {
             app.metrics.upkeep_done(id, job.name(), *last_us);
         }
-        let Some(every) = every else { continue };
-        if due(&names, job, every, clock::now_us()) {
+        let Some(every) = job.every(&upkeep) else { continue };
+        if job.due_us(&names, every, id) <= clock::now_us() {
             match job {
                 Job::Snapshot => snapshot(app, id, &names).await?,
+                Job::Archive => archive_now(app, id).await?,
                 Job::Sweep => drop(app.sweep(id, false).await?),
                 Job::Vacuum => vacuum(app, id).await?,
                 Job::Verify => verify(app, id).await?,
@@ -108,21 +93,55 @@ async fn look_after(app: &App, id: &MartId) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// A job that was never done is counted from now: a new mart has nothing to be looked after yet.
-fn due(names: &Names, job: Job, every: Duration, now_us: i64) -> bool {
-    let every = i64::try_from(every.as_micros()).unwrap_or(i64::MAX);
-    match names.done.get(job.name()) {
-        Some(last) => last.saturating_add(every) <= now_us,
-        None => job != Job::Vacuum,
+/// When it is worth looking at a closed mart's names again, by the life that was looked at.
+type Closed = HashMap<MartId, (Uuid, i64)>;
+
+/// Opens a mart that nobody uses if it is due for something. One at a time, so that no look takes long.
+async fn look_at_closed(app: &App, known: &mut Closed) -> Result<(), ApiError> {
+    let state = app.control.state();
+    let open = app.marts.open_ids();
+    known.retain(|id, (incarnation, _)| state.mart(id).is_some_and(|entry| entry.incarnation == *incarnation));
+    let now_us = clock::now_us();
+    let marts = state.tenants.iter().flat_map(|(tenant, entry)| {
+        entry
+            .marts
+            .iter()
+            .map(|(mart, entry)| (MartId { tenant: tenant.clone(), mart: mart.clone() }, entry.incarnation))
+    });
+    let next =
+        marts.filter(|(id, _)| !open.contains(id)).find(|(id, _)| known.get(id).is_none_or(|(_, due)| *due <= now_us));
+    let Some((id, incarnation)) = next else { return Ok(()) };
+    // Whatever comes of it, others have their turn first.
+    let later = now_us.saturating_add(i64::try_from(AGAIN.as_micros()).unwrap_or(i64::MAX));
+    known.insert(id.clone(), (incarnation, later));
+    let past = app.past(&id).await?;
+    let Ok(newest) = past.now().await else { return Ok(()) };
+    let names = past.names();
+    let has_name = names.snapshots.values().any(|snapshot| snapshot.past.position == newest.position);
+    let jobs = Job::ALL.into_iter().filter(|job| *job != Job::Snapshot || !has_name);
+    let due = jobs.filter_map(|job| Some(job.due_us(names, job.every(&app.config.upkeep)?, &id))).min();
+    let due = due.unwrap_or(i64::MAX);
+    drop(past);
+    if due > now_us {
+        known.insert(id, (incarnation, due));
+        return Ok(());
     }
+    // Held, it is not idle. Another node may have it: then it is that one's to look after.
+    let mart = app.mart(&id).await?;
+    if mart.live().await.is_err() {
+        return Ok(());
+    }
+    look_after(app, &id).await
 }
 
 async fn done(app: &App, id: &MartId, job: Job) -> Result<(), ApiError> {
     let Some(mart) = app.marts.get(id) else { return Ok(()) };
     let change = move |names: &mut Names, _| {
         names.done.insert(job.name().to_owned(), clock::now_us());
-        // So that the first vacuum comes a period after the mart was first looked after.
-        names.done.entry(Job::Vacuum.name().to_owned()).or_insert_with(clock::now_us);
+        // So that their first time comes a period after the mart was first looked after.
+        for job in Job::ALL.into_iter().filter(|job| job.can_wait()) {
+            names.done.entry(job.name().to_owned()).or_insert_with(clock::now_us);
+        }
         Ok(())
     };
     give(mart.orders(), |reply| Order::Names(Box::new(change), reply)).await.map(drop)
@@ -149,6 +168,13 @@ async fn snapshot(app: &App, id: &MartId, names: &Names) -> Result<(), ApiError>
     Ok(())
 }
 
+/// A plain file of the newest moment into the tenant's bucket.
+async fn archive_now(app: &App, id: &MartId) -> Result<(), ApiError> {
+    let past = app.past(id).await?;
+    let newest = past.now().await?;
+    archive::one(app.marts.ground(), id, &past, &newest, None).await.map(drop)
+}
+
 /// Vacuums if it pays: a sixth of the file is free space.
 async fn vacuum(app: &App, id: &MartId) -> Result<(), ApiError> {
     let Some(mart) = app.marts.get(id) else { return Ok(()) };
@@ -173,21 +199,4 @@ async fn verify(app: &App, id: &MartId) -> Result<(), ApiError> {
         tracing::error!(mart = %id, problems = verified.report.problems.len(), "the mart's replica is damaged: `tarn verify --repair`");
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_job_is_due_a_period_after_it_was_done_and_a_vacuum_not_before() {
-        let mut names = Names::default();
-        let hour = Duration::from_secs(3600);
-        assert!(due(&names, Job::Snapshot, hour, 0) && due(&names, Job::Sweep, hour, 0));
-        assert!(!due(&names, Job::Vacuum, hour, i64::MAX), "only after the first look");
-        names.done.insert("vacuum".into(), 0);
-        names.done.insert("snapshot".into(), 0);
-        assert!(!due(&names, Job::Snapshot, hour, 3_599_999_999));
-        assert!(due(&names, Job::Snapshot, hour, 3_600_000_000) && due(&names, Job::Vacuum, hour, 3_600_000_000));
-    }
 }

@@ -2,6 +2,7 @@
 //! objects and files, which it removes.
 
 mod access;
+mod upkeep;
 
 use std::path::Path;
 
@@ -227,6 +228,7 @@ async fn check_store(config: &Config, report: &mut Report) {
         let what = format!("bucket of tenant {tenant}");
         if let Some(bucket) = check_bucket(&stores, &stores.names_of(tenant).analytics, &what, report).await {
             check_versioning(&bucket, &format!("versioning of tenant {tenant}"), report).await;
+            upkeep::check(config, &bucket, tenant, &state, report).await;
         }
     }
 }

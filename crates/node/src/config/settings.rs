@@ -377,19 +377,25 @@ pub const SETTINGS: &[Setting] = &[
         "snapshot_every_hours",
         &["TARN_SNAPSHOT_EVERY_HOURS"],
         "24",
-        "A mart that is open is snapshotted so often, if it has changed; 0 means never. Such snapshots go with the retention window.",
+        "A mart is snapshotted so often, if it has changed; 0 means never. Such snapshots go with the retention window. This and the following come a little later, by up to a tenth of the period and an hour, each mart at its own time; what was missed is done once. A mart that nobody uses is opened for it.",
+    ),
+    value(
+        "archive_every_days",
+        &["TARN_ARCHIVE_EVERY_DAYS"],
+        "0",
+        "A mart is archived so often as a plain DuckDB file in its tenant's bucket; 0 means never.",
     ),
     value(
         "verify_every_days",
         &["TARN_VERIFY_EVERY_DAYS"],
         "7",
-        "A mart that is open is restored on trial and read whole so often; 0 means never.",
+        "A mart is restored on trial and read whole so often; 0 means never.",
     ),
     value(
         "vacuum_every_days",
         &["TARN_VACUUM_EVERY_DAYS"],
         "30",
-        "A mart that is open and holds much free space is vacuumed so often, 0 means never. Writers wait meanwhile.",
+        "A mart that holds much free space is vacuumed so often, 0 means never. Writers wait meanwhile.",
     ),
     value(
         "engine_idle_seconds",

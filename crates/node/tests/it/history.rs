@@ -322,6 +322,37 @@ async fn a_schedule_names_moments_of_marts_that_changed() {
     assert_eq!(values(&server, DEV).await, json!([0]));
 }
 
+/// S25 of docs/seed-coverage.md.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mart_that_nobody_uses_is_looked_after_and_doctor_tells() {
+    let mut server = TestServer::start_with(&[("TARN_SNAPSHOT_EVERY_HOURS", "0")]).await;
+    server.query("CREATE TABLE t(a BIGINT)").await.rows();
+    let position = insert(&server, 1).await;
+    server.kill_node().await;
+    // About every second. Nobody asks for the mart: what is listed is read from the store.
+    let often = [("TARN_SNAPSHOT_EVERY_HOURS", "0.0005"), ("TARN_ARCHIVE_EVERY_DAYS", "0.00001")];
+    server.start_again_with(&often).await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let listed = get(&server, &format!("{MART}/snapshots")).await;
+        let named = listed.body["snapshots"].as_array().expect("a list");
+        let page = get(&server, "/metrics").await.body.as_str().expect("text").to_owned();
+        let archived =
+            page.contains("tarn_upkeep_last_timestamp_seconds{tenant=\"default\",mart=\"dev\",job=\"archive\"} ");
+        if archived && named.iter().any(|shown| shown["position"] == position.as_str()) {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{listed:?} {page}");
+    }
+    let store = format!("file:{}", server.objects_dir().display());
+    let found = server.tarn(&["doctor", "--json", "--store", &store]).output().await.expect("runs");
+    let report: Vec<Value> = serde_json::from_slice(&found.stdout).expect("JSON");
+    for job in ["snapshot", "archive", "sweep", "verify", "vacuum"] {
+        let what = format!("{job} of tenant default");
+        assert!(report.iter().any(|line| line["check"] == what.as_str() && line["verdict"] != "fail"), "{report:?}");
+    }
+}
+
 /// S23 of docs/seed-coverage.md.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mart_has_a_window_of_its_own_and_what_is_read_is_not_deleted() {
