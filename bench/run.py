@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """`make bench`: every figure of docs/performance.md, measured in one run and written into it.
 
-    bench/run.py [--only idle,selects,flight,cpu,ingest,commits,bulk,history,restore,marts,neighbours,persist] [--stores file,s3] [--print]
+    bench/run.py [--only idle,selects,flight,cpu,ingest,commits,bulk,history,restore,marts,neighbours,persist,pipelines] [--stores file,s3] [--print]
 
 Each figure is a ratio to a peer that is measured in the same minutes on the same machine: DuckDB in-process for the same statement,
 DuckDB's own remote protocol, our own `local` for `object`, parallel GETs for a restore. Ratios travel between machines, seconds don't. Nothing else should run meanwhile.
@@ -24,13 +24,14 @@ import flight  # noqa: E402
 import history  # noqa: E402
 import ingest  # noqa: E402
 import persist  # noqa: E402
+import pipelines  # noqa: E402
 import replication  # noqa: E402
 import report  # noqa: E402
 import statements  # noqa: E402
 import tenants  # noqa: E402
 from served import Server, Weed  # noqa: E402
 
-FIGURES = ["idle", "selects", "flight", "cpu", "ingest", "commits", "bulk", "history", "restore", "marts", "neighbours", "persist"]
+FIGURES = ["idle", "selects", "flight", "cpu", "ingest", "commits", "bulk", "history", "restore", "marts", "neighbours", "persist", "pipelines"]
 BUCKETS = ["tarn-control", "sm-default-analytics", "sm-default-processed", "sm-default-raw"]
 
 
@@ -78,6 +79,8 @@ def measure(store, only):
                 yield "A bad neighbour", list(tenants.neighbours())
             if "persist" in only:
                 yield from persist.measure()
+            if "pipelines" in only:
+                yield from pipelines.measure()
         if "bulk" in only:
             data.prepare(server)
             yield from replication.bulk(server, name)

@@ -1,7 +1,7 @@
 //! What is done to marts without being asked: snapshots, archives, sweeps, vacuums, trial restores.
 //!
 //! When each was done last is written in the mart's own names by its one writer, so it is done once whatever the number of nodes and restarts.
-//! A mart that is closed and due is opened for it, as by a request.
+//! A mart that is closed and due is opened for it, as by a request, by the node that had it last.
 
 pub mod due;
 
@@ -16,9 +16,10 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::archive;
 use crate::clock;
+use crate::cluster::Look;
 use crate::error::ApiError;
 use crate::names::MartId;
-use crate::orders::{Order, Swap, give};
+use crate::orders::{Order, Swap, give, refused};
 use crate::verify::Task;
 use due::Job;
 
@@ -34,7 +35,9 @@ const AUTOMATIC: &str = "auto-";
 /// Looks after the open marts until cancelled.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
     let upkeep = app.config.upkeep;
-    let shortest = Job::ALL.iter().filter_map(|job| job.every(&upkeep)).min().unwrap_or(LOOK.1);
+    // A short window is no reason to hurry: what it lets go may go later.
+    let hasty = Job::ALL.into_iter().filter(|job| *job != Job::Sweep);
+    let shortest = hasty.filter_map(|job| job.every(&upkeep)).min().unwrap_or(LOOK.1);
     let look = shortest / 4;
     let look = look.clamp(LOOK.0, LOOK.1);
     let mut weighed = HashMap::new();
@@ -96,7 +99,7 @@ async fn look_after(app: &App, id: &MartId) -> Result<(), ApiError> {
 /// When it is worth looking at a closed mart's names again, by the life that was looked at.
 type Closed = HashMap<MartId, (Uuid, i64)>;
 
-/// Opens a mart that nobody uses if it is due for something. One at a time, so that no look takes long.
+/// Opens a mart that nobody uses if it is due for something and was this node's last. One at a time, so that no look takes long.
 async fn look_at_closed(app: &App, known: &mut Closed) -> Result<(), ApiError> {
     let state = app.control.state();
     let open = app.marts.open_ids();
@@ -114,6 +117,12 @@ async fn look_at_closed(app: &App, known: &mut Closed) -> Result<(), ApiError> {
     // Whatever comes of it, others have their turn first.
     let later = now_us.saturating_add(i64::try_from(AGAIN.as_micros()).unwrap_or(i64::MAX));
     known.insert(id.clone(), (incarnation, later));
+    // Another node's clients must not find their mart gone to this one.
+    let ground = app.marts.ground();
+    let writer = ground.replica(&id, incarnation)?.writer().await.map_err(|error| refused(&error))?;
+    if !matches!(ground.cluster.look(&writer.node).await, Look::Me) {
+        return Ok(());
+    }
     let past = app.past(&id).await?;
     let Ok(newest) = past.now().await else { return Ok(()) };
     let names = past.names();
@@ -126,7 +135,7 @@ async fn look_at_closed(app: &App, known: &mut Closed) -> Result<(), ApiError> {
         known.insert(id, (incarnation, due));
         return Ok(());
     }
-    // Held, it is not idle. Another node may have it: then it is that one's to look after.
+    // Held, it is not idle. Another node may have taken it just now: then it is that one's to look after.
     let mart = app.mart(&id).await?;
     if mart.live().await.is_err() {
         return Ok(());

@@ -377,7 +377,7 @@ pub const SETTINGS: &[Setting] = &[
         "snapshot_every_hours",
         &["TARN_SNAPSHOT_EVERY_HOURS"],
         "24",
-        "A mart is snapshotted so often, if it has changed; 0 means never. Such snapshots go with the retention window. This and the following come a little later, by up to a tenth of the period and an hour, each mart at its own time; what was missed is done once. A mart that nobody uses is opened for it.",
+        "A mart is snapshotted so often, if it has changed; 0 means never. Such snapshots go with the retention window. This and the following come a little later, by up to a tenth of the period and an hour, each mart at its own time; what was missed is done once. A mart that nobody uses is opened for it, by the node that had it last.",
     ),
     value(
         "archive_every_days",

@@ -3,6 +3,7 @@
 use bytes::{BufMut, BytesMut};
 
 const BASE: u128 = 10_000;
+const POWERS: [u128; 4] = [1, 10, 100, 1000];
 const NEGATIVE: u16 = 0x4000;
 const NAN: u16 = 0xC000;
 const INFINITE: u16 = 0xD000;
@@ -33,16 +34,25 @@ impl Numeric {
 pub fn put(value: i128, scale: u8, out: &mut BytesMut) {
     // So that the point stands between two groups.
     let filled = (4 - scale % 4) % 4;
-    let Some(mut rest) = value.unsigned_abs().checked_mul(10u128.pow(filled.into())) else {
+    let Some(mut rest) = value.unsigned_abs().checked_mul(POWERS[usize::from(filled)]) else {
         // Too wide to be shifted: digit by digit.
         let digits = value.unsigned_abs().to_string();
         return of_digits(value < 0, &digits, i64::from(scale)).put(out);
     };
     // 39 digits are 10 groups.
     let (mut groups, mut count) = ([0i16; 11], 0);
-    while rest > 0 {
+    // Division of 128 bits is a call and slow; few numbers need it, and none for long.
+    let mut short = loop {
+        if let Ok(short) = u64::try_from(rest) {
+            break short;
+        }
         groups[count] = i16::try_from(rest % BASE).unwrap_or(0);
         rest /= BASE;
+        count += 1;
+    };
+    while short > 0 {
+        groups[count] = i16::try_from(short % BASE as u64).unwrap_or(0);
+        short /= BASE as u64;
         count += 1;
     }
     let behind = i16::from((scale + filled) / 4);

@@ -345,7 +345,9 @@ async fn a_mart_that_nobody_uses_is_looked_after_and_doctor_tells() {
         assert!(std::time::Instant::now() < deadline, "{listed:?} {page}");
     }
     let store = format!("file:{}", server.objects_dir().display());
-    let found = server.tarn(&["doctor", "--json", "--store", &store]).output().await.expect("runs");
+    let state = server.state_dir().display().to_string();
+    let mut doctor = server.tarn(&["doctor", "--json", "--store", &store, "--state-dir", &state]);
+    let found = doctor.env("TARN_ARCHIVE_EVERY_DAYS", "1").output().await.expect("runs");
     let report: Vec<Value> = serde_json::from_slice(&found.stdout).expect("JSON");
     for job in ["snapshot", "archive", "sweep", "verify", "vacuum"] {
         let what = format!("{job} of tenant default");
