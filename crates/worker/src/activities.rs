@@ -170,8 +170,7 @@ impl Call<'_> {
 
     async fn load(
         &self,
-        sql: &str,
-        from: &MartName,
+        (sql, from): (&str, &MartName),
         table: (&str, &str),
         how: (&str, &[String]),
         once: &str,
@@ -222,7 +221,7 @@ impl Activities {
             (None, Some(sql)) => sql.clone(),
             _ => return Err(failed(Refusal::new("invalid", "wants either `from` or `sql`"))),
         };
-        call.load(&sql, &call.mart, table, (work.ingest.mode.word(), &work.ingest.key), &call.once).await
+        call.load((&sql, &call.mart), table, (work.ingest.mode.word(), &work.ingest.key), &call.once).await
     }
 
     /// Sends a query's result into a table of Postgres.
@@ -324,7 +323,7 @@ impl Activities {
             let staging = staging(&call.once, index);
             let sql = format!("FROM \"{schema}\".\"{table}\"");
             let once = format!("{}/{index}", call.once);
-            let loaded = call.load(&sql, &work.from, ("main", &staging), ("replace", &[]), &once).await?;
+            let loaded = call.load((&sql, &work.from), ("main", &staging), ("replace", &[]), &once).await?;
             rows.insert(name.clone(), loaded["rows"].clone());
             if schema != "main" {
                 script += &format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\";\n");

@@ -181,7 +181,8 @@ async fn work(file: Option<&Path>, queue: &str) -> anyhow::Result<()> {
             anyhow::Ok(())
         };
         let (worked, stopped) = tokio::join!(worker.run(), stopped);
-        return Ok(worked.map(|()| stopped)??);
+        worked?;
+        return stopped;
     };
     let finished = async {
         let done = tokio::select! {

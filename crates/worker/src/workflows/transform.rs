@@ -226,13 +226,13 @@ impl Run {
             Place::Snapshot => {
                 if failed {
                     let work = GoBack { place: self.mart(), at: self.snapshot_name() };
-                    self.ask("going back", "restore", Activities::restore, work, WorkflowCancellationToken::new())
+                    self.ask(("going back", "restore"), Activities::restore, work, WorkflowCancellationToken::new())
                         .await?;
                 }
                 left.snapshot = Some(self.snapshot_name());
             }
         }
-        self.ask("tidying up", "discard", Activities::discard, left, WorkflowCancellationToken::new()).await.map(drop)
+        self.ask(("tidying up", "discard"), Activities::discard, left, WorkflowCancellationToken::new()).await.map(drop)
     }
 
     async fn call<A>(&self, what: &str, id: &str, activity: A, input: A::Input) -> Result<Value, Failed>
@@ -240,13 +240,12 @@ impl Run {
         A: ActivityDefinition<Output = Value>,
         A::Output: TemporalDeserializable,
     {
-        self.ask(what, id, activity, input, self.stop.clone()).await
+        self.ask((what, id), activity, input, self.stop.clone()).await
     }
 
     async fn ask<A>(
         &self,
-        what: &str,
-        id: &str,
+        (what, id): (&str, &str),
         activity: A,
         input: A::Input,
         stop: WorkflowCancellationToken,
