@@ -3,7 +3,9 @@
 import pytest
 
 from marts import Mart
+from postgres import Postgres
 from served import Server, Weed
+from temporal import Temporal
 
 BUCKETS = ["tarn-control", "sm-default-analytics", "sm-default-processed", "sm-default-raw"]
 
@@ -57,3 +59,17 @@ def mart(node):
     mart = Mart.fresh(node)
     yield mart
     mart.drop()
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    postgres = Postgres(tmp_path_factory.mktemp("postgres")).start()
+    yield postgres
+    postgres.stop()
+
+
+@pytest.fixture(scope="module")
+def temporal(tmp_path_factory):
+    temporal = Temporal(tmp_path_factory.mktemp("temporal")).start()
+    yield temporal
+    temporal.stop()

@@ -20,13 +20,6 @@ from served import Refused, Server, binary, free_port
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    postgres = Postgres(tmp_path_factory.mktemp("postgres")).start()
-    yield postgres
-    postgres.stop()
-
-
-@pytest.fixture(scope="module")
 def connected(tmp_path_factory, postgres):
     """A node that knows it, and some that are not there."""
     root = tmp_path_factory.mktemp("persisting")

@@ -9,9 +9,7 @@ from datetime import timedelta
 import pytest
 
 from marts import Mart
-from postgres import Postgres
 from served import ROOT, Server
-from temporal import Temporal
 
 sys.path.insert(0, str(ROOT / "packages"))
 
@@ -51,20 +49,6 @@ class One:
     @workflow.run
     async def run(self, sql: str) -> dict:
         return await workflow.execute_activity("tarn_run", Run(sql), **OPTIONS, retry_policy=QUICKLY)
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    postgres = Postgres(tmp_path_factory.mktemp("temporal-postgres")).start()
-    yield postgres
-    postgres.stop()
-
-
-@pytest.fixture(scope="module")
-def temporal(tmp_path_factory):
-    temporal = Temporal(tmp_path_factory.mktemp("temporal")).start()
-    yield temporal
-    temporal.stop()
 
 
 @pytest.fixture(scope="module")

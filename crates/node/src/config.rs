@@ -5,6 +5,7 @@
 mod identity;
 mod postgres;
 mod settings;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use figment::providers::{Format, Toml};
 pub use identity::{AuditConfig, AuditSql, AuditTo, Oidc};
 pub use postgres::Connections;
 pub use settings::{Flag, SETTINGS, Setting, document};
+pub use upkeep::Upkeep;
 
 use crate::cluster::{ClusterConfig, Peer};
 use crate::marts::Idle;
@@ -36,9 +38,6 @@ const LEAST_TAKEOVER: Duration = Duration::from_secs(1);
 const NOTEBOOK: Size = Size { threads: 4, memory_bytes: 16 << 30 };
 /// Most requests wait for the store or for their client, so a node takes many more than it has processors.
 const PLACES_PER_PROCESSOR: u32 = 64;
-
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What is wrong with the configuration, in words for whoever wrote it.
 #[derive(Debug, thiserror::Error)]
@@ -161,23 +160,6 @@ impl EngineLimits {
     }
 }
 
-/// What is kept of marts' past, and how often what is done to it. None means never.
-#[derive(Debug, Clone, Copy)]
-pub struct Upkeep {
-    /// Every position since is kept.
-    pub keep: Duration,
-    /// Between letting go and deleting.
-    pub grace: Duration,
-    /// Snapshots.
-    pub snapshot_every: Option<Duration>,
-    /// A mart is archived so often.
-    pub archive_every: Option<Duration>,
-    /// Trial restores.
-    pub verify_every: Option<Duration>,
-    /// Vacuums.
-    pub vacuum_every: Option<Duration>,
-}
-
 /// When a mart's log is folded into its file.
 #[derive(Debug, Clone, Copy)]
 pub struct Checkpoints {
@@ -247,14 +229,7 @@ impl Config {
                 wal_bytes: layers.bytes("checkpoint_wal")?,
                 idle: Duration::from_millis(layers.parse("checkpoint_idle_ms")?),
             },
-            upkeep: Upkeep {
-                keep: layers.spell("retention_days", DAY)?,
-                grace: layers.spell("retention_grace_hours", HOUR)?,
-                snapshot_every: Some(layers.spell("snapshot_every_hours", HOUR)?).filter(|every| !every.is_zero()),
-                archive_every: Some(layers.spell("archive_every_days", DAY)?).filter(|every| !every.is_zero()),
-                verify_every: Some(layers.spell("verify_every_days", DAY)?).filter(|every| !every.is_zero()),
-                vacuum_every: Some(layers.spell("vacuum_every_days", DAY)?).filter(|every| !every.is_zero()),
-            },
+            upkeep: Upkeep::read(layers)?,
             idle: Idle {
                 after: Some(layers.spell("engine_idle_seconds", Duration::from_secs(1))?)
                     .filter(|after| !after.is_zero()),

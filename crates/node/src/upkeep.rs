@@ -1,8 +1,10 @@
 //! What is done to marts without being asked: snapshots, archives, sweeps, vacuums, trial restores.
 //!
 //! When each was done last is written in the mart's own names by its one writer, so it is done once whatever the number of nodes and restarts.
-//! A mart that is closed and due is opened for it, as by a request, by the node that had it last.
+//! A mart that is closed and due is opened for it, as by a request, by the node that had it last, or if that
+//! one is gone and much is overdue, by any.
 
+mod closed;
 pub mod due;
 
 use std::collections::HashMap;
@@ -11,15 +13,13 @@ use std::time::{Duration, Instant};
 
 use replica::names::Names;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::app::App;
 use crate::archive;
 use crate::clock;
-use crate::cluster::Look;
 use crate::error::ApiError;
 use crate::names::MartId;
-use crate::orders::{Order, Swap, give, refused};
+use crate::orders::{Order, Swap, give};
 use crate::verify::Task;
 use due::Job;
 
@@ -27,8 +27,6 @@ use due::Job;
 const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How much of the store a mart takes is looked at so often: all its objects are listed.
 const WEIGH_EVERY: Duration = Duration::from_secs(3600);
-/// A closed mart that could not be looked after is tried again after so long.
-const AGAIN: Duration = Duration::from_secs(600);
 /// Begins the names of snapshots that a schedule made.
 const AUTOMATIC: &str = "auto-";
 
@@ -41,7 +39,7 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
     let look = shortest / 4;
     let look = look.clamp(LOOK.0, LOOK.1);
     let mut weighed = HashMap::new();
-    let mut closed = HashMap::new();
+    let mut closed = closed::Known::default();
     while stop.run_until_cancelled(tokio::time::sleep(look)).await.is_some() {
         let open = app.marts.open_ids();
         weighed.retain(|id, _| open.contains(id));
@@ -56,7 +54,7 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
                 tracing::warn!(mart = %id, %error, "upkeep failed; tried again");
             }
         }
-        if let Some(Err(error)) = stop.run_until_cancelled(look_at_closed(&app, &mut closed)).await {
+        if let Some(Err(error)) = stop.run_until_cancelled(closed::look(&app, &mut closed)).await {
             tracing::warn!(%error, "upkeep of a closed mart failed; tried again");
         }
     }
@@ -81,66 +79,27 @@ async fn look_after(app: &App, id: &MartId) -> Result<(), ApiError> {
             app.metrics.upkeep_done(id, job.name(), *last_us);
         }
         let Some(every) = job.every(&upkeep) else { continue };
-        if job.due_us(&names, every, id) <= clock::now_us() {
-            match job {
-                Job::Snapshot => snapshot(app, id, &names).await?,
-                Job::Archive => archive_now(app, id).await?,
-                Job::Sweep => drop(app.sweep(id, false).await?),
-                Job::Vacuum => vacuum(app, id).await?,
-                Job::Verify => verify(app, id).await?,
-            }
-            done(app, id, job).await?;
-            app.metrics.upkeep_done(id, job.name(), clock::now_us());
+        if job.due_us(&names, every, id) > clock::now_us() {
+            continue;
+        }
+        // One that fails does not keep the others from their turn.
+        match run_job(app, id, job, &names).await {
+            Ok(()) => app.metrics.upkeep_done(id, job.name(), clock::now_us()),
+            Err(error) => tracing::warn!(mart = %id, job = job.name(), %error, "upkeep failed; tried again"),
         }
     }
     Ok(())
 }
 
-/// When it is worth looking at a closed mart's names again, by the life that was looked at.
-type Closed = HashMap<MartId, (Uuid, i64)>;
-
-/// Opens a mart that nobody uses if it is due for something and was this node's last. One at a time, so that no look takes long.
-async fn look_at_closed(app: &App, known: &mut Closed) -> Result<(), ApiError> {
-    let state = app.control.state();
-    let open = app.marts.open_ids();
-    known.retain(|id, (incarnation, _)| state.mart(id).is_some_and(|entry| entry.incarnation == *incarnation));
-    let now_us = clock::now_us();
-    let marts = state.tenants.iter().flat_map(|(tenant, entry)| {
-        entry
-            .marts
-            .iter()
-            .map(|(mart, entry)| (MartId { tenant: tenant.clone(), mart: mart.clone() }, entry.incarnation))
-    });
-    let next =
-        marts.filter(|(id, _)| !open.contains(id)).find(|(id, _)| known.get(id).is_none_or(|(_, due)| *due <= now_us));
-    let Some((id, incarnation)) = next else { return Ok(()) };
-    // Whatever comes of it, others have their turn first.
-    let later = now_us.saturating_add(i64::try_from(AGAIN.as_micros()).unwrap_or(i64::MAX));
-    known.insert(id.clone(), (incarnation, later));
-    // Another node's clients must not find their mart gone to this one.
-    let ground = app.marts.ground();
-    let writer = ground.replica(&id, incarnation)?.writer().await.map_err(|error| refused(&error))?;
-    if !matches!(ground.cluster.look(&writer.node).await, Look::Me) {
-        return Ok(());
+async fn run_job(app: &App, id: &MartId, job: Job, names: &Names) -> Result<(), ApiError> {
+    match job {
+        Job::Snapshot => snapshot(app, id, names).await?,
+        Job::Archive => archive_now(app, id).await?,
+        Job::Sweep => drop(app.sweep(id, false).await?),
+        Job::Vacuum => vacuum(app, id).await?,
+        Job::Verify => verify(app, id).await?,
     }
-    let past = app.past(&id).await?;
-    let Ok(newest) = past.now().await else { return Ok(()) };
-    let names = past.names();
-    let has_name = names.snapshots.values().any(|snapshot| snapshot.past.position == newest.position);
-    let jobs = Job::ALL.into_iter().filter(|job| *job != Job::Snapshot || !has_name);
-    let due = jobs.filter_map(|job| Some(job.due_us(names, job.every(&app.config.upkeep)?, &id))).min();
-    let due = due.unwrap_or(i64::MAX);
-    drop(past);
-    if due > now_us {
-        known.insert(id, (incarnation, due));
-        return Ok(());
-    }
-    // Held, it is not idle. Another node may have taken it just now: then it is that one's to look after.
-    let mart = app.mart(&id).await?;
-    if mart.live().await.is_err() {
-        return Ok(());
-    }
-    look_after(app, &id).await
+    done(app, id, job).await
 }
 
 async fn done(app: &App, id: &MartId, job: Job) -> Result<(), ApiError> {

@@ -3,8 +3,11 @@
 //! **Invariant:** what writes has an idempotency key made of the workflow's run and the activity's id, or is harmless to do twice. What can't
 //! succeed is not tried again; its type is the API's code.
 
+mod ingest;
+mod swap;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use reqwest::Method;
@@ -13,8 +16,9 @@ use serde_json::{Value, json};
 use temporalio_sdk::ApplicationFailure;
 use temporalio_sdk::activities::{ActivityContext, ActivityError, activities};
 
-use crate::definition::{self, MartName, Mode, table_name};
-use crate::tarn::{Load, Query, Refusal, Tarn, mart_path};
+use crate::definition::{self, MartName, Mode};
+use crate::tarn::{Refusal, Tarn, mart_path};
+use swap::Table;
 use watch::Watch;
 
 /// Rows of a query that its answer has at most: it goes into the workflow's history.
@@ -88,6 +92,9 @@ pub struct MakeBranch {
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
+    /// Tables to be told the digests of, as the branch begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -110,14 +117,23 @@ pub struct MakeArchive {
     pub older_than_days: Option<f64>,
 }
 
-/// Tables of one mart that take the place of another's.
+/// Tables of one mart that are to take the place of another's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CarryOver {
+pub struct Stage {
     #[serde(flatten)]
     pub place: Where,
     /// The mart that has them, of the same tenant.
     pub from: MartName,
-    pub tables: Vec<String>,
+    /// Each with the digest that the other mart's must still have; none if it must not be there.
+    pub tables: BTreeMap<String, Option<String>>,
+}
+
+/// What [`Stage`] has made ready.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Publish {
+    #[serde(flatten)]
+    pub place: Where,
+    pub script: String,
 }
 
 /// What is left of a run.
@@ -129,9 +145,9 @@ pub struct ThrowAway {
     pub branch: Option<MartName>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
-    /// Tables that were to be carried over: their staging tables go.
+    /// How many tables were to be published: their staging tables go.
     #[serde(default)]
-    pub tables: Vec<String>,
+    pub staged: usize,
 }
 
 /// A call: what is asked, of which mart, under which key.
@@ -168,21 +184,28 @@ impl Call<'_> {
         self.ask(Method::POST, "/query", Some(body), &[("idempotency-key", once)]).await
     }
 
-    async fn load(
-        &self,
-        (sql, from): (&str, &MartName),
-        table: (&str, &str),
-        how: (&str, &[String]),
-        once: &str,
-    ) -> Answer {
+    /// Rows of a query of our own, of any mart.
+    async fn rows(&self, mart: &MartName, sql: &str) -> Result<Vec<Vec<Value>>, ActivityError> {
+        let path = format!("{}/query", mart_path(mart));
+        let body = json!({"sql": sql, "timeout_ms": self.watch.timeout_ms()});
+        let asked = async |id: &str| {
+            let headers = [("tarn-query-id", id), ("tarn-profile", self.profile.as_str())];
+            self.tarn.call(Method::POST, &path, Some(&body), &headers).await
+        };
+        let told = self.watch.over(asked).await?;
+        serde_json::from_value(told["rows"].clone())
+            .map_err(|error| failed(Refusal::new("internal", error.to_string())))
+    }
+
+    /// A table of one mart into a staging table of another, again from the start each time.
+    async fn copy(&self, (sql, from): (&str, &MartName), staging: &str) -> Answer {
         let body = json!({"sql": sql, "timeout_ms": self.watch.timeout_ms()});
         self.watch
             .over(async |id| {
                 let profile = ("tarn-profile", self.profile.as_str());
-                let read = Query { mart: from, body: body.clone(), headers: &[profile, ("tarn-query-id", id)] };
-                let (mode, key) = how;
-                let load = Load { mart: &self.mart, table, mode, key, once, headers: &[profile] };
-                self.tarn.copy(read, load).await
+                self.tarn
+                    .copy((from, &body, &[profile, ("tarn-query-id", id)]), (&self.mart, staging, &[profile]))
+                    .await
             })
             .await
     }
@@ -215,13 +238,7 @@ impl Activities {
     #[activity(name = "tarn_ingest")]
     pub async fn ingest(self: Arc<Self>, ctx: ActivityContext, work: RunIngest) -> Result<Value, ActivityError> {
         let call = self.call(&ctx, &work.place)?;
-        let table = table_name(&work.ingest.table).ok_or_else(|| no_table(&work.ingest.table))?;
-        let sql = match (&work.ingest.from, &work.ingest.sql) {
-            (Some(files), None) => format!("FROM '{}'", files.replace('\'', "''")),
-            (None, Some(sql)) => sql.clone(),
-            _ => return Err(failed(Refusal::new("invalid", "wants either `from` or `sql`"))),
-        };
-        call.load((&sql, &call.mart), table, (work.ingest.mode.word(), &work.ingest.key), &call.once).await
+        call.query(&ingest::statement(&work.ingest).map_err(failed)?, None, &call.once).await
     }
 
     /// Sends a query's result into a table of Postgres.
@@ -247,21 +264,24 @@ impl Activities {
     #[activity(name = "tarn_branch")]
     pub async fn branch(self: Arc<Self>, ctx: ActivityContext, work: MakeBranch) -> Result<Value, ActivityError> {
         let call = self.call(&ctx, &work.place)?;
-        let made = call.post("/branches", json!({"name": work.name, "at": work.at})).await;
-        let made = unless(made, "conflict", json!({"name": work.name}));
-        let empty = work.at.is_none() && matches!(&made, Err(error) if code_of(error) == Some("not_found"));
-        if !empty {
-            return made;
+        let mut made = call.post("/branches", json!({"name": work.name, "at": work.at})).await;
+        let tenant = call.mart.0.split('/').next().unwrap_or_default().to_owned();
+        let missing = matches!(&made, Err(error) if code_of(error) == Some("not_found"));
+        if missing && work.at.is_none() && call.ask(Method::GET, "", None, &[]).await?["position"].is_null() {
+            let (path, body) = (format!("/v1/tenants/{tenant}/marts"), json!({"name": work.name}));
+            made = call.watch.over(async |_| self.tarn.call(Method::POST, &path, Some(&body), &[]).await).await;
         }
-        let shown = call.ask(Method::GET, "", None, &[]).await?;
-        if !shown["position"].is_null() {
-            return made;
+        let mut told = unless(made, "conflict", json!({"name": work.name}))?;
+        let branch = MartName(format!("{tenant}/{}", work.name));
+        let mut digests = BTreeMap::new();
+        for name in &work.tables {
+            let table = Table::named(name).map_err(failed)?;
+            let there = !table.columns(&call, &branch).await?.is_empty();
+            let digest = if there { Some(table.digest(&call, &branch).await?) } else { None };
+            digests.insert(name, digest);
         }
-        let tenant = call.mart.0.split('/').next().unwrap_or_default();
-        let path = format!("/v1/tenants/{tenant}/marts");
-        let body = json!({"name": work.name});
-        let made = call.watch.over(async |_| self.tarn.call(Method::POST, &path, Some(&body), &[]).await).await;
-        unless(made, "conflict", body.clone())
+        told["digests"] = json!(digests);
+        Ok(told)
     }
 
     /// Puts the mart back to a moment.
@@ -312,28 +332,33 @@ impl Activities {
         self.call(&ctx, &work)?.post("/sweep", json!({})).await
     }
 
-    /// Puts tables of one mart in the place of another's, all in one transaction: they are loaded beside them first.
-    #[activity(name = "tarn_publish")]
-    pub async fn publish(self: Arc<Self>, ctx: ActivityContext, work: CarryOver) -> Result<Value, ActivityError> {
+    /// Loads tables of one mart beside another's and makes the script that puts them in their place. The script is tried and rolled back:
+    /// what stands in its way is told now.
+    #[activity(name = "tarn_stage")]
+    pub async fn stage(self: Arc<Self>, ctx: ActivityContext, work: Stage) -> Result<Value, ActivityError> {
         let call = self.call(&ctx, &work.place)?;
-        let mut script = String::from("BEGIN;\n");
-        let mut rows = serde_json::Map::new();
-        for (index, name) in work.tables.iter().enumerate() {
-            let (schema, table) = table_name(name).ok_or_else(|| no_table(name))?;
-            let staging = staging(&call.once, index);
-            let sql = format!("FROM \"{schema}\".\"{table}\"");
-            let once = format!("{}/{index}", call.once);
-            let loaded = call.load((&sql, &work.from), ("main", &staging), ("replace", &[]), &once).await?;
-            rows.insert(name.clone(), loaded["rows"].clone());
-            if schema != "main" {
-                script += &format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\";\n");
+        let (mut script, mut rows) = (String::new(), serde_json::Map::new());
+        for (index, (name, digest)) in work.tables.iter().enumerate() {
+            let (table, staging) = (Table::named(name).map_err(failed)?, staging(&call.once, index));
+            let wanted = table.columns(&call, &work.from).await?;
+            if wanted.is_empty() {
+                return Err(failed(Refusal::new("not_found", format!("the branch has no table `{name}`"))));
             }
-            script += &format!(
-                "CREATE OR REPLACE TABLE \"{schema}\".\"{table}\" AS FROM main.\"{staging}\";\nDROP TABLE main.\"{staging}\";\n"
-            );
+            let loaded = call.copy((&format!("FROM {}", table.quoted()), &work.from), &staging).await?;
+            rows.insert(name.clone(), loaded["rows"].clone());
+            let found = table.columns(&call, &call.mart).await?;
+            script += &table.swap(&staging, &wanted, &found, digest.as_deref());
         }
-        let done = call.query(&(script + "COMMIT"), None, &call.once).await?;
-        Ok(json!({"tables": rows, "position": done["position"]}))
+        let tried = call.ask(Method::POST, "/query", Some(json!({"sql": format!("BEGIN;\n{script}ROLLBACK")})), &[]);
+        tried.await.map_err(swap::conflict)?;
+        Ok(json!({"tables": rows, "script": format!("BEGIN;\n{script}COMMIT")}))
+    }
+
+    /// Runs the script that [`Activities::stage`] has made.
+    #[activity(name = "tarn_publish")]
+    pub async fn publish(self: Arc<Self>, ctx: ActivityContext, work: Publish) -> Result<Value, ActivityError> {
+        let call = self.call(&ctx, &work.place)?;
+        call.query(&work.script, None, &call.once).await.map_err(swap::conflict)
     }
 
     /// Drops a branch and a snapshot that a run had made, and what it had begun to publish.
@@ -349,27 +374,23 @@ impl Activities {
             let deleted = call.ask(Method::DELETE, &format!("/snapshots/{snapshot}"), None, &[]).await;
             unless(deleted, "not_found", Value::Null)?;
         }
-        if !work.tables.is_empty() {
+        if work.staged > 0 {
             let run = ctx.info().workflow_run_id.clone().unwrap_or_default();
-            let of_publish = format!("{run}/{PUBLISH_ID}");
-            let drops = (0..work.tables.len())
-                .map(|index| format!("DROP TABLE IF EXISTS main.\"{}\"", staging(&of_publish, index)));
+            let of_stage = format!("{run}/{STAGE_ID}");
+            let drops =
+                (0..work.staged).map(|index| format!("DROP TABLE IF EXISTS main.\"{}\"", staging(&of_stage, index)));
             call.query(&drops.collect::<Vec<_>>().join(";\n"), None, &call.once).await?;
         }
         Ok(json!({}))
     }
 }
 
-/// The id of a transform's activity that publishes.
-pub const PUBLISH_ID: &str = "publish";
+/// The id of a transform's activity that stages.
+pub const STAGE_ID: &str = "stage";
 
 /// The table that one is loaded into first.
 fn staging(once: &str, index: usize) -> String {
     format!("tarn_staging_{}_{index}", &blake3::hash(once.as_bytes()).to_hex()[..16])
-}
-
-fn no_table(name: &str) -> ActivityError {
-    failed(Refusal::new("invalid", format!("`{name}` is not `table` or `schema.table`")))
 }
 
 /// That error counts as done.

@@ -173,33 +173,29 @@ async fn work(file: Option<&Path>, queue: &str) -> anyhow::Result<()> {
     let mut worker = temporal::worker(client.clone(), queue, tarn)?;
     let stop = worker.shutdown_handle();
     tracing::info!(queue, "works");
-    let Some(definition) = definition else {
-        let stopped = async {
-            until_told().await?;
-            tracing::info!("stops");
-            stop();
-            anyhow::Ok(())
-        };
-        let (worked, stopped) = tokio::join!(worker.run(), stopped);
-        worked?;
-        return stopped;
+    let working = worker.run();
+    tokio::pin!(working);
+    let until = async {
+        match &definition {
+            None => until_told().await.map(|()| None),
+            Some(definition) => tokio::select! {
+                done = start_and_wait(&client, queue, definition) => done.map(Some),
+                told = until_told() => told.and_then(|()| bail!("stopped; the workflow goes on when a worker is there")),
+            },
+        }
     };
-    let finished = async {
-        let done = tokio::select! {
-            done = start_and_wait(&client, queue, &definition) => done,
-            told = until_told() => told.and_then(|()| bail!("stopped; the workflow goes on when a worker is there")),
-        };
-        stop();
-        done
+    let done = tokio::select! {
+        done = until => done,
+        // Nobody has stopped it: it can't go on.
+        worked = &mut working => return Err(worked.err().map_or_else(|| anyhow::anyhow!("the worker ended"), Into::into)),
     };
-    // A worker that can't go on ends the wait too.
-    let (worked, finished) = tokio::join!(worker.run(), finished);
-    let report = finished?;
-    worked?;
-    print(&report)
+    tracing::info!("stops");
+    stop();
+    working.await?;
+    done?.map_or(Ok(()), |report| print(&report))
 }
 
-/// Starts the workflow, unless one of its name runs already, and waits for its end.
+/// Starts the workflow, unless one that was started so runs already (a schedule's have a time in their ids), and waits for its end.
 async fn start_and_wait(client: &Client, queue: &str, definition: &Definition) -> anyhow::Result<String> {
     let options = WorkflowStartOptions::new(queue, definition.name()).build();
     let told = match definition {

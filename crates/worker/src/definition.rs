@@ -37,7 +37,7 @@ impl fmt::Display for MartName {
 #[serde(deny_unknown_fields)]
 pub struct Transform {
     /// The workflow's id on Temporal, and of its schedule.
-    #[schemars(regex(pattern = "^[a-z0-9][a-z0-9-]{0,59}$"))]
+    #[schemars(regex(pattern = "^[a-z][a-z0-9-]{0,47}$"))]
     pub name: String,
     /// The mart; by default that of the worker's DSN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,6 +56,13 @@ pub struct Transform {
     pub limits: Limits,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
+}
+
+impl Transform {
+    /// Tables that take the mart's place.
+    pub fn published(&self) -> &[String] {
+        self.publish.as_ref().map_or(&[], |publish| &publish.tables)
+    }
 }
 
 /// Where the steps of a transform run, and so how their work is undone.
@@ -156,12 +163,12 @@ pub struct Persist {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Publish {
-    /// Tables that the branch's take the place of in the mart, all at once.
+    /// Tables whose rows the branch's take the place of in the mart, all at once, if nobody else has changed them meanwhile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tables: Vec<String>,
     /// Names the mart's state then; a date and time are added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = "^[a-z0-9][a-z0-9-]{0,29}$"))]
+    #[schemars(regex(pattern = "^[a-z][a-z0-9-]{0,47}$"))]
     pub snapshot: Option<String>,
 }
 
@@ -238,7 +245,7 @@ pub enum Overlap {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Maintenance {
-    #[schemars(regex(pattern = "^[a-z0-9][a-z0-9-]{0,59}$"))]
+    #[schemars(regex(pattern = "^[a-z][a-z0-9-]{0,47}$"))]
     pub name: String,
     pub marts: Vec<MartName>,
     /// By default daily snapshot, archive and sweep, a weekly verification, a monthly vacuum.
@@ -320,6 +327,7 @@ impl Definition {
         Ok(definition)
     }
 
+    /// The workflow's id, and the beginning of its schedules'.
     pub fn name(&self) -> &str {
         match self {
             Self::Transform(transform) => &transform.name,

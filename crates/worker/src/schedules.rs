@@ -107,7 +107,7 @@ fn wanted<'a>(queue: &str, definition: &'a Definition) -> Vec<Wanted<'a>> {
         Definition::Maintenance(maintenance) => {
             let one = |(task, options): (&Task, &'a crate::definition::TaskOptions)| {
                 let only = Maintenance { tasks: [(*task, options.clone())].into(), ..maintenance.clone() };
-                let workflow = format!("{}-{}", maintenance.name, task.word());
+                let workflow = task_id(maintenance, *task);
                 let id = format!("{OURS}{workflow}");
                 let action = ScheduleAction::start_workflow(MaintenanceWorkflow::run, only, queue, workflow);
                 Wanted { id, schedule: &options.schedule, action }
@@ -122,9 +122,14 @@ fn possible(definition: &Definition) -> Vec<String> {
     match definition {
         Definition::Transform(transform) => vec![format!("{OURS}{}", transform.name)],
         Definition::Maintenance(maintenance) => {
-            Task::ALL.iter().map(|task| format!("{OURS}{}-{}", maintenance.name, task.word())).collect()
+            Task::ALL.iter().map(|task| format!("{OURS}{}", task_id(maintenance, *task))).collect()
         }
     }
+}
+
+/// With what no name has in it: it is no other definition's.
+fn task_id(maintenance: &Maintenance, task: Task) -> String {
+    format!("{}.{}", maintenance.name, task.word())
 }
 
 fn code(error: &ScheduleError) -> Option<i32> {

@@ -107,10 +107,7 @@ impl Tarn {
         body: Option<&Value>,
         headers: &[(&str, &str)],
     ) -> Result<Value, Refusal> {
-        let mut request = self.request(method, path);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
+        let mut request = with(self.request(method, path), headers);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -123,45 +120,31 @@ impl Tarn {
         Ok(told)
     }
 
-    /// A query's result as it comes, into a table; nothing of it is kept here.
-    pub async fn copy(&self, from: Query<'_>, to: Load<'_>) -> Result<Value, Refusal> {
-        let mut read = self.request(Method::POST, &format!("{}/query", mart_path(from.mart)));
-        for (name, value) in from.headers {
-            read = read.header(*name, *value);
-        }
-        let answer = answered(read.header("accept", ARROW).json(&from.body)).await?;
-        let (schema, table) = to.table;
-        let mut path = format!("{}/tables/{schema}/{table}?mode={}", mart_path(to.mart), to.mode);
-        if !to.key.is_empty() {
-            let quoted: Vec<_> = to.key.iter().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).collect();
-            let all = percent_encoding::NON_ALPHANUMERIC;
-            path = format!("{path}&key={}", percent_encoding::utf8_percent_encode(&quoted.join(","), all));
-        }
-        let load = self.request(Method::PUT, &path).header("content-type", ARROW);
-        let mut load = load.header("idempotency-key", to.once).body(Body::wrap_stream(answer.bytes_stream()));
-        for (name, value) in to.headers {
-            load = load.header(*name, *value);
-        }
-        answered(load).await?.json().await.map_err(|error| Refusal::silent(&error))
+    /// A query's result as it comes, in the place of a table of the schema `main`; nothing of it is kept here.
+    pub async fn copy(
+        &self,
+        (from, body, asking): Asked<'_>,
+        (to, table, loading): Place<'_>,
+    ) -> Result<Value, Refusal> {
+        let read = self.request(Method::POST, &format!("{}/query", mart_path(from))).header("accept", ARROW).json(body);
+        let answer = answered(with(read, asking)).await?;
+        let load = self.request(Method::PUT, &format!("{}/tables/main/{table}?mode=replace", mart_path(to)));
+        let load = load.header("content-type", ARROW).body(Body::wrap_stream(answer.bytes_stream()));
+        answered(with(load, loading)).await?.json().await.map_err(|error| Refusal::silent(&error))
     }
 }
 
-/// What is read by [`Tarn::copy`].
-pub struct Query<'a> {
-    pub mart: &'a MartName,
-    pub body: Value,
-    pub headers: &'a [(&'a str, &'a str)],
-}
+type Headers<'a> = &'a [(&'a str, &'a str)];
+/// The mart, the query's body, headers.
+type Asked<'a> = (&'a MartName, &'a Value, Headers<'a>);
+/// The mart, the table, headers.
+type Place<'a> = (&'a MartName, &'a str, Headers<'a>);
 
-/// Where it goes.
-pub struct Load<'a> {
-    pub mart: &'a MartName,
-    pub table: (&'a str, &'a str),
-    pub mode: &'a str,
-    pub key: &'a [String],
-    /// The idempotency key.
-    pub once: &'a str,
-    pub headers: &'a [(&'a str, &'a str)],
+fn with(mut request: RequestBuilder, headers: Headers<'_>) -> RequestBuilder {
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request
 }
 
 /// `/v1/tenants/…/marts/…`.

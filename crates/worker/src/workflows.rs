@@ -67,6 +67,10 @@ impl Failed {
         Self { code: code.into(), text: format!("{what}: {error}"), cancelled }
     }
 
+    fn invalid(text: impl Into<String>) -> Self {
+        Self { code: "invalid".into(), text: text.into(), cancelled: false }
+    }
+
     fn and(mut self, more: &str) -> Self {
         self.text = format!("{}; {more}", self.text);
         self

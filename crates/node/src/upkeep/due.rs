@@ -77,10 +77,10 @@ fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// The periods that have passed beyond one since a job was due: 0 while it is not, or only just.
+/// Whether a whole period has passed since a job was due. One that was never done is not meant.
 pub fn overdue(names: &Names, job: Job, every: Duration, id: &MartId) -> bool {
     let due_us = job.due_us(names, every, id);
-    due_us > 0 && due_us.saturating_add(micros(every)) < clock::now_us()
+    due_us > 0 && due_us < i64::MAX && due_us.saturating_add(micros(every)) < clock::now_us()
 }
 
 #[cfg(test)]

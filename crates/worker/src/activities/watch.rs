@@ -2,7 +2,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use futures::FutureExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
@@ -13,8 +12,10 @@ use crate::tarn::{Refusal, Tarn};
 
 /// So often progress is asked for and told.
 const BEAT: Duration = Duration::from_secs(1);
-/// How long a query that was told to stop may take for it.
-const STOPS: Duration = Duration::from_secs(10);
+/// So long an answer about progress is waited for.
+const ANSWERS: Duration = Duration::from_secs(2);
+/// Times in a row that a node may be silent about a query that it is told to stop.
+const SILENCE: u32 = 10;
 /// A query ends so long before its activity times out, for its own error to be the one that is told.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -41,31 +42,43 @@ impl Watch {
     ) -> Result<Value, ActivityError> {
         let id = Uuid::new_v4().to_string();
         let path = format!("/v1/queries/{id}");
-        let called = call(&id).fuse();
-        let cancelled = self.ctx.cancelled().fuse();
-        futures::pin_mut!(called, cancelled);
+        let called = call(&id);
+        tokio::pin!(called);
+        let (mut stopping, mut silent) = (false, 0);
         loop {
-            let beat = tokio::time::sleep(BEAT).fuse();
-            futures::pin_mut!(beat);
-            futures::select_biased! {
-                answer = called => return answer.map_err(failed),
-                () = cancelled => {
-                    let stop = self.tarn.call(Method::DELETE, &path, None, &[]);
-                    // What became of it is the next try's to find out, by its key.
-                    let _ = tokio::time::timeout(STOPS, futures::future::join(stop, called)).await;
-                    return Err(ActivityError::cancelled());
+            let woken = async {
+                tokio::select! {
+                    () = tokio::time::sleep(BEAT) => {}
+                    () = self.ctx.cancelled(), if !stopping => {}
                 }
-                () = beat => {
-                    // The call goes on meanwhile: it is what the answer of this is about.
-                    let told = tokio::time::timeout(BEAT, self.tarn.call(Method::GET, &path, None, &[]));
-                    let told = futures::select_biased! {
-                        answer = called => return answer.map_err(failed),
-                        told = told.fuse() => told,
-                    };
-                    let progress = told.ok().and_then(Result::ok).map(|told| told["progress"].clone());
-                    self.ctx.record_heartbeat(json!({"progress": progress})).await.map_err(|error| failed(Refusal::new("internal", error.to_string())))?;
-                }
+            };
+            tokio::select! {
+                biased;
+                answer = &mut called => return outcome(answer, stopping),
+                () = woken => {}
             }
+            stopping = stopping || self.ctx.is_cancelled();
+            let method = if stopping { Method::DELETE } else { Method::GET };
+            // The call goes on meanwhile: it is what the answer of this is about.
+            let told = tokio::select! {
+                biased;
+                answer = &mut called => return outcome(answer, stopping),
+                told = tokio::time::timeout(ANSWERS, self.tarn.call(method, &path, None, &[])) => told,
+            };
+            let heard =
+                matches!(&told, Ok(Ok(_))) || matches!(&told, Ok(Err(refusal)) if refusal.code != "unavailable");
+            silent = if heard { 0 } else { silent + 1 };
+            if stopping && silent >= SILENCE {
+                return Err(ActivityError::cancelled());
+            }
+            let progress = told.ok().and_then(Result::ok).map(|told| told["progress"].clone());
+            let beat = self.ctx.record_heartbeat(json!({"progress": progress}));
+            beat.await.map_err(|error| failed(Refusal::new("internal", error.to_string())))?;
         }
     }
+}
+
+/// What was done is done, also if it was to be stopped: who cancelled is told so.
+fn outcome(answer: Result<Value, Refusal>, stopping: bool) -> Result<Value, ActivityError> {
+    answer.map_err(|refusal| if stopping { ActivityError::cancelled() } else { failed(refusal) })
 }

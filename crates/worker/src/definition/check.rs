@@ -23,11 +23,6 @@ fn want(good: bool, fault: impl FnOnce() -> String) -> Checked {
 
 impl Definition {
     pub(super) fn check(&self) -> Checked {
-        let name = self.name();
-        let plain = name.len() <= 60
-            && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-        want(plain, || format!("name: `{name}` wants 1 to 60 small letters, digits and dashes"))?;
         match self {
             Self::Transform(transform) => transform.check(),
             Self::Maintenance(maintenance) => maintenance.check(),
@@ -35,8 +30,18 @@ impl Definition {
     }
 }
 
+/// Also the beginning of a snapshot's name, which is a letter and 63 more at most, with a date and a time behind it.
+fn named(what: &str, name: &str) -> Checked {
+    let plain = name.len() <= 48
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    want(plain, || format!("{what}: `{name}` wants a small letter and up to 47 more, digits and dashes"))
+}
+
 impl Transform {
-    fn check(&self) -> Checked {
+    /// What a file is checked for, and a workflow's input once more.
+    pub fn check(&self) -> Checked {
+        named("name", &self.name)?;
         if let Some(mart) = &self.mart {
             mart.check()?;
         }
@@ -67,6 +72,7 @@ impl Transform {
             keyed(&of, persist.mode, &persist.key)?;
         }
         if let Some(publish) = &self.publish {
+            publish.snapshot.as_ref().map_or(Ok(()), |name| named("publish: snapshot", name))?;
             want(self.place == Place::Branch || publish.tables.is_empty(), || {
                 "publish: `tables` are carried over from a branch; with `place: snapshot` they are in the mart already"
                     .into()
@@ -96,7 +102,7 @@ impl Ingest {
     fn check(&self, of: &str) -> Checked {
         want(self.from.is_some() != self.sql.is_some(), || format!("{of}: `ingest` wants either `from` or `sql`"))?;
         want(table_name(&self.table).is_some(), || format!("{of}: `{}` is not `table` or `schema.table`", self.table))?;
-        want(self.key.is_empty() || self.mode == Mode::Upsert, || format!("{of}: `key` goes with `mode: upsert` only"))
+        keyed(of, self.mode, &self.key)
     }
 }
 
@@ -125,7 +131,9 @@ impl Limits {
 }
 
 impl Maintenance {
-    fn check(&self) -> Checked {
+    /// What a file is checked for, and a workflow's input once more.
+    pub fn check(&self) -> Checked {
+        named("name", &self.name)?;
         want(!self.marts.is_empty(), || "marts: there are none".into())?;
         want(!self.tasks.is_empty(), || "tasks: there are none".into())?;
         self.marts.iter().try_for_each(MartName::check)?;
@@ -225,8 +233,8 @@ steps:
         assert!(with("    sql: SELECT 1", "").contains("either `sql` or `ingest`"));
         assert!(with("    sql: SELECT 1", "    sqk: SELECT 1").contains("unknown field `sqk`"));
         assert!(with("table: t,", "table: 't;',").contains("is not `table`"));
-        assert!(with("mode: upsert", "mode: append").contains("`key` goes with"));
-        assert!(with("name: daily", "name: Daily").contains("small letters"));
+        assert!(with("mode: upsert", "mode: append").contains("wants `key`, and nothing else does"));
+        assert!(with("name: daily", "name: Daily").contains("small letter"));
         assert!(with("kind: transform", "kind: other").contains("unknown variant `other`"));
         assert!(fault("a: [").contains("line"));
     }

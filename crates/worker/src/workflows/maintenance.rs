@@ -28,6 +28,7 @@ struct Turn<'a> {
 impl MaintenanceWorkflow {
     #[run(name = "tarn_maintenance")]
     pub async fn run(ctx: &mut WorkflowContext<Self>, definition: Maintenance) -> WorkflowResult<Report> {
+        definition.check().map_err(|fault| Failed::invalid(fault.to_string()).application())?;
         let mut report = Report::new();
         let mut failures = Vec::new();
         for mart in &definition.marts {

@@ -1,5 +1,9 @@
-//! A transform: a place to work → steps → checks → Postgres → published. If anything fails before that, the mart is as it was.
+//! A transform: a place to work → steps → checks → staged → Postgres → published.
+//!
+//! **Invariant:** until the first result is committed in Postgres, a run that fails or is cancelled leaves Postgres and the mart as they were.
+//! From there on nobody can cancel it, and what could have stood in the way of publishing was tried before.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::task::Poll;
@@ -7,18 +11,17 @@ use std::task::Poll;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use temporalio_common::ActivityDefinition;
-use temporalio_common::data_converters::TemporalDeserializable;
 use temporalio_macros::{workflow, workflow_methods};
 use temporalio_sdk::{WorkflowCancellationToken, WorkflowContext, WorkflowResult, WorkflowTermination};
 
 use super::{Failed, options};
 use crate::activities::{
-    Activities, CarryOver, GoBack, MakeBranch, PUBLISH_ID, RunIngest, RunPersist, RunQuery, TakeSnapshot, ThrowAway,
+    Activities, GoBack, MakeBranch, Publish, RunIngest, RunPersist, RunQuery, STAGE_ID, Stage, TakeSnapshot, ThrowAway,
     Where,
 };
-use crate::definition::{Check, MartName, Persist, Place, Publish, Step, Transform};
+use crate::definition::{Check, Limits, MartName, Persist, Place, Step, Transform};
 
 /// What a run did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -37,6 +40,9 @@ pub struct Report {
     pub left: Option<String>,
 }
 
+/// A node may be away for long; what is left behind would stay.
+const TIDYING: Limits = Limits { profile: String::new(), timeout_seconds: 24 * 3600, retry_seconds: 30 * 24 * 3600 };
+
 #[workflow]
 #[derive(Default)]
 pub struct TransformWorkflow;
@@ -45,15 +51,17 @@ pub struct TransformWorkflow;
 impl TransformWorkflow {
     #[run(name = "tarn_transform")]
     pub async fn run(ctx: &mut WorkflowContext<Self>, definition: Transform) -> WorkflowResult<Report> {
+        // Whoever starts a workflow may write its input by hand.
+        definition.check().map_err(|fault| Failed::invalid(fault.to_string()).application())?;
         let Some(mart) = definition.mart.clone() else {
-            let text = "`mart` is missing: a workflow's input names it".to_owned();
-            return Err(Failed { code: "invalid".into(), text, cancelled: false }.application().into());
+            return Err(Failed::invalid("`mart` is missing: a workflow's input names it").application().into());
         };
         let run = Run {
             mart,
             id: ctx.run_id().to_owned(),
             stop: ctx.cancellation_token().child_token(),
             ctx: ctx.clone(),
+            beyond: Cell::new(false),
             definition,
         };
         let mut report = Report::default();
@@ -61,7 +69,10 @@ impl TransformWorkflow {
         let tidied = run.tidy(done.is_err()).await;
         match (done, tidied) {
             (Ok(()), Ok(())) => Ok(report),
-            (Ok(()), Err(left)) => Ok(Report { left: Some(left.text), ..report }),
+            (Ok(()), Err(left)) => {
+                let all = report.left.iter().chain([&left.text]).cloned().collect::<Vec<_>>().join("; ");
+                Ok(Report { left: Some(all), ..report })
+            }
             (Err(failed), tidied) => {
                 let asked = ctx.cancellation_token().is_cancelled();
                 let failed = match tidied {
@@ -82,6 +93,8 @@ struct Run {
     id: String,
     /// Stops all activities of the run but those that tidy up.
     stop: WorkflowCancellationToken,
+    /// Something is in Postgres: the run goes on to its end.
+    beyond: Cell<bool>,
 }
 
 /// A name, and what was answered.
@@ -90,10 +103,13 @@ type Done = (String, Value);
 impl Run {
     async fn work(&self, report: &mut Report) -> Result<(), Failed> {
         let definition = &self.definition;
+        let mut digests = BTreeMap::new();
         match definition.place {
             Place::Branch => {
-                let work = MakeBranch { place: self.mart(), name: self.branch_name(), at: None };
-                self.call("branch", "branch", Activities::branch, work).await?;
+                let tables = definition.published().to_vec();
+                let work = MakeBranch { place: self.mart(), name: self.branch_name(), at: None, tables };
+                let told = self.call("branch", "branch", Activities::branch, work).await?;
+                digests = serde_json::from_value(told["digests"].clone()).unwrap_or_default();
             }
             Place::Snapshot => {
                 let work = TakeSnapshot { place: self.mart(), name: self.snapshot_name() };
@@ -105,13 +121,24 @@ impl Run {
         for checked in temporalio_sdk::workflows::join_all(checks).await {
             report.checks.insert(checked?);
         }
+        let mut script = None;
+        if !definition.published().is_empty() {
+            let work = Stage { place: self.mart(), from: self.branch(), tables: digests };
+            let told = self.call("publish", STAGE_ID, Activities::stage, work).await?;
+            let rows = told["tables"].as_object().cloned().unwrap_or_default();
+            report.published = rows.into_iter().collect();
+            script = told["script"].as_str().map(str::to_owned);
+        }
         for persist in &definition.persist {
             let (name, told) = self.persist(persist).await?;
+            self.beyond.set(true);
             report.persisted.insert(name, told);
         }
-        if let Some(publish) = &definition.publish {
-            self.publish(publish, report).await?;
+        if let Some(script) = script {
+            let work = Publish { place: self.mart(), script };
+            self.call("publish", "publish", Activities::publish, work).await?;
         }
+        self.name_it(report).await;
         Ok(())
     }
 
@@ -129,7 +156,8 @@ impl Run {
                 running.extend(ready.into_iter().map(|step| self.step(step).boxed_local()));
             }
             if running.is_empty() {
-                return failed.map_or(Ok(done), Err);
+                let stuck = || waiting.first().map(|step| Failed::invalid(format!("step `{}` can't begin", step.name)));
+                return failed.or_else(stuck).map_or(Ok(done), Err);
             }
             match first(&mut running).await {
                 Ok((name, told)) => drop(done.insert(name, told)),
@@ -146,18 +174,15 @@ impl Run {
         let told = match (&step.sql, &step.ingest) {
             (Some(sql), _) => {
                 let work = RunQuery { place: self.workplace(), sql: sql.clone(), params: None };
-                let told = self.call(&what, &id, Activities::query, work).await?;
-                serde_json::json!({"row_count": told["row_count"], "position": told["position"]})
+                self.call(&what, &id, Activities::query, work).await?
             }
             (None, Some(ingest)) => {
                 let work = RunIngest { place: self.workplace(), ingest: ingest.clone() };
                 self.call(&what, &id, Activities::ingest, work).await?
             }
-            (None, None) => {
-                return Err(Failed { code: "invalid".into(), text: format!("{what}: has no work"), cancelled: false });
-            }
+            (None, None) => return Err(Failed::invalid(format!("{what}: has no work"))),
         };
-        Ok((step.name.clone(), told))
+        Ok((step.name.clone(), json!({"row_count": told["row_count"], "position": told["position"]})))
     }
 
     async fn check(&self, check: &Check) -> Result<String, Failed> {
@@ -196,65 +221,53 @@ impl Run {
         Ok((persist.name.clone(), self.call(&what, &id, Activities::persist, work).await?))
     }
 
-    async fn publish(&self, publish: &Publish, report: &mut Report) -> Result<(), Failed> {
-        if !publish.tables.is_empty() {
-            let work = CarryOver { place: self.mart(), from: self.branch(), tables: publish.tables.clone() };
-            let told = self.call("publish", PUBLISH_ID, Activities::publish, work).await?;
-            let rows = told["tables"].as_object().cloned().unwrap_or_default();
-            report.published = rows.into_iter().collect();
+    /// A name for what was done. Without it nothing is wrong with that.
+    async fn name_it(&self, report: &mut Report) {
+        let Some(name) = self.definition.publish.as_ref().and_then(|publish| publish.snapshot.as_ref()) else { return };
+        let name = format!("{name}-{}", super::maintenance::stamp(self.ctx.workflow_time()));
+        let work = TakeSnapshot { place: self.mart(), name: name.clone() };
+        match self.call("snapshot", "publish snapshot", Activities::snapshot, work).await {
+            Ok(_) => report.snapshot = Some(name),
+            Err(failed) => report.left = Some(failed.text),
         }
-        if let Some(name) = &publish.snapshot {
-            let name = format!("{name}-{}", super::maintenance::stamp(self.ctx.workflow_time()));
-            let work = TakeSnapshot { place: self.mart(), name: name.clone() };
-            self.call("snapshot", "publish snapshot", Activities::snapshot, work).await?;
-            report.snapshot = Some(name);
-        }
-        Ok(())
     }
 
     /// Throws away what others should not see; also when the workflow was cancelled.
     async fn tidy(&self, failed: bool) -> Result<(), Failed> {
-        let mut left = ThrowAway { place: self.mart(), branch: None, snapshot: None, tables: Vec::new() };
-        let publish = self.definition.publish.as_ref();
+        let mut left = ThrowAway { place: self.mart(), branch: None, snapshot: None, staged: 0 };
         match self.definition.place {
             Place::Branch => {
                 left.branch = Some(self.branch());
                 if failed {
-                    left.tables = publish.map(|publish| publish.tables.clone()).unwrap_or_default();
+                    left.staged = self.definition.published().len();
                 }
             }
             Place::Snapshot => {
                 if failed {
                     let work = GoBack { place: self.mart(), at: self.snapshot_name() };
-                    self.ask(("going back", "restore"), Activities::restore, work, WorkflowCancellationToken::new())
-                        .await?;
+                    self.tidy_by("going back", "restore", Activities::restore, work).await?;
                 }
                 left.snapshot = Some(self.snapshot_name());
             }
         }
-        self.ask(("tidying up", "discard"), Activities::discard, left, WorkflowCancellationToken::new()).await.map(drop)
+        self.tidy_by("tidying up", "discard", Activities::discard, left).await.map(drop)
     }
 
     async fn call<A>(&self, what: &str, id: &str, activity: A, input: A::Input) -> Result<Value, Failed>
     where
         A: ActivityDefinition<Output = Value>,
-        A::Output: TemporalDeserializable,
     {
-        self.ask((what, id), activity, input, self.stop.clone()).await
+        let stop = if self.beyond.get() { WorkflowCancellationToken::new() } else { self.stop.clone() };
+        let options = options(id, &self.definition.limits, stop);
+        self.ctx.execute_activity(activity, input, options).await.map_err(|error| Failed::new(what, &error))
     }
 
-    async fn ask<A>(
-        &self,
-        (what, id): (&str, &str),
-        activity: A,
-        input: A::Input,
-        stop: WorkflowCancellationToken,
-    ) -> Result<Value, Failed>
+    /// However short the limits of the work are, and whoever cancels it.
+    async fn tidy_by<A>(&self, what: &str, id: &str, activity: A, input: A::Input) -> Result<Value, Failed>
     where
         A: ActivityDefinition<Output = Value>,
-        A::Output: TemporalDeserializable,
     {
-        let options = options(id, &self.definition.limits, stop);
+        let options = options(id, &TIDYING, WorkflowCancellationToken::new());
         self.ctx.execute_activity(activity, input, options).await.map_err(|error| Failed::new(what, &error))
     }
 
