@@ -253,7 +253,8 @@ def test_what_others_write_meanwhile_is_never_lost(temporal, worker, mart, postg
 def test_rows_that_come_while_a_table_is_swapped_are_there_or_refused(mart, alters):
     """What publishing relies on, at each place of its transaction."""
     script = ["BEGIN", "SELECT count(*) FROM ev", *alters, "DELETE FROM ev", "INSERT INTO ev BY NAME SELECT 7 AS a", "COMMIT"]
-    for moment in range(1, len(script) + 1):
+    # What comes before its first statement, it sees: that is what the digest is for.
+    for moment in range(2, len(script) + 1):
         mart.query("DROP TABLE IF EXISTS ev; CREATE TABLE ev (a INTEGER); INSERT INTO ev VALUES (1)")
         session = mart.json("POST", "/sessions", {})["session"]
         expected = {7}
